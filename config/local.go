@@ -1,0 +1,77 @@
+package config
+
+import (
+	"path/filepath"
+	"strconv"
+)
+
+// Local is this node's own file: what is not replicated.
+type Local struct {
+	// File is where it was read from.
+	File string `toml:"-"`
+	// Name is the node's name, a host name as EHLO shows it.
+	Name string `toml:"name"`
+	// Address is where other nodes reach this one, without a port: an IP address or host name.
+	Address string `toml:"address"`
+	// User is whom the daemon becomes once its listeners are open, where it was started by root.
+	User string `toml:"user"`
+	// StateDir keeps what must not be lost: keys, spool, database, last snapshot.
+	StateDir string `toml:"state_dir"`
+	// RunDir keeps sockets.
+	RunDir string `toml:"run_dir"`
+	// Services are what runs here: smtp, web.
+	Services []string `toml:"services"`
+	SMTP     Listen   `toml:"smtp"`
+	Web      Listen   `toml:"web"`
+	Tunnel   Listen   `toml:"tunnel"`
+	Database Database `toml:"database"`
+}
+
+// Listen is a service's listeners, as host:port.
+type Listen struct {
+	Listen []string `toml:"listen"`
+}
+
+// Database says which PostgreSQL is used: a private instance (DSN empty) or any other.
+type Database struct {
+	// Bin is the directory of PostgreSQL's programs for a private instance; empty: Debian's newest.
+	Bin string `toml:"bin"`
+	// DSN is a connection string of libpq's kind; setting it turns the private instance off.
+	DSN string `toml:"dsn"`
+}
+
+// ControlSocket is the daemon's HTTP door for its owner and root.
+func (l *Local) ControlSocket() string { return filepath.Join(l.RunDir, "control.sock") }
+
+// PostgresSocketDir is where the private instance listens.
+func (l *Local) PostgresSocketDir() string { return filepath.Join(l.RunDir, "pg") }
+
+// PostgresDataDir is the private instance's data directory.
+func (l *Local) PostgresDataDir() string { return filepath.Join(l.StateDir, "pg") }
+
+// PeerDir holds the sockets that lead to a peer's services: .s.PGSQL.5432 and control.sock.
+func (l *Local) PeerDir(cid CID) string {
+	return filepath.Join(l.RunDir, "peer", strconv.Itoa(int(cid)))
+}
+
+// SpoolDir holds queued mail.
+func (l *Local) SpoolDir() string { return filepath.Join(l.StateDir, "spool") }
+
+// KeyDir holds the node's key, certificates, identity and, on a node that made one, the CA's key.
+func (l *Local) KeyDir() string { return filepath.Join(l.StateDir, "keys") }
+
+// SnapshotFile keeps the last snapshot that compiled.
+func (l *Local) SnapshotFile() string { return filepath.Join(l.StateDir, "snapshot.json") }
+
+// LockFile is held by the one daemon of this node.
+func (l *Local) LockFile() string { return filepath.Join(l.StateDir, "lock") }
+
+// Runs says whether a service runs here.
+func (l *Local) Runs(service string) bool {
+	for _, s := range l.Services {
+		if s == service {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,87 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A Snapshot is the replicated configuration at one position, as a value. It is immutable: whoever wants another makes one.
+type Snapshot struct {
+	Position   Position    `json:"position"`
+	ClusterID  string      `json:"cluster_id,omitempty"` // UUID; empty for a single node
+	Nodes      []Node      `json:"nodes,omitempty"`      // by CID
+	CAs        []CA        `json:"cas,omitempty"`        // by fingerprint
+	Revoked    []Revoked   `json:"revoked,omitempty"`    // by CID
+	Settings   []Setting   `json:"settings,omitempty"`   // by name; only those that differ from their default
+	Networks   []Network   `json:"networks,omitempty"`   // by prefix
+	Transports []Transport `json:"transports,omitempty"` // by name
+	Domains    []Domain    `json:"domains,omitempty"`    // by name
+}
+
+// A Node is a member of the cluster, one row of config.node.
+type Node struct {
+	CID        CID       `json:"cid"`
+	UUID       string    `json:"uuid"`
+	Name       string    `json:"name"`
+	Address    string    `json:"address"`    // host:port of its tunnel
+	PublicKey  string    `json:"public_key"` // authorized_keys form, without comment
+	MachineID  string    `json:"machine_id"`
+	Services   []string  `json:"services"` // smtp, web
+	Promotable bool      `json:"promotable"`
+	JoinedAt   time.Time `json:"joined_at"`
+}
+
+// A CA signs node certificates; its private key never leaves the node that made it.
+type CA struct {
+	Fingerprint string    `json:"fingerprint"` // SHA256:…
+	PublicKey   string    `json:"public_key"`  // authorized_keys form
+	CID         CID       `json:"cid"`         // the node that made it
+	CreatedAt   time.Time `json:"created_at"`
+}
+
+// Revoked is a node that was deleted; its key opens nothing any more, and its CID is never given again.
+type Revoked struct {
+	CID       CID       `json:"cid"`
+	Name      string    `json:"name"`
+	PublicKey string    `json:"public_key"`
+	RevokedAt time.Time `json:"revoked_at"`
+}
+
+// A Setting is a named value of the list in settings.go.
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// A Network is one of our own: its hosts may send to anywhere.
+type Network struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Comment string       `json:"comment,omitempty"`
+}
+
+// A Transport is a named way out: fixed hosts, tried in their order, or the MX records of the recipient's domain.
+type Transport struct {
+	Name  string   `json:"name"`
+	Hosts []string `json:"hosts,omitempty"` // host:port, IPv6 in brackets; empty: MX lookup
+	TLS   TLS      `json:"tls,omitempty"`   // empty is TLSMay
+}
+
+// TLS is a transport's policy for STARTTLS.
+type TLS string
+
+// The TLS policies: no attempt; attempted, and in clear where it fails to be offered; required; required with a certificate
+// that is valid for the host's name.
+const (
+	TLSNone    TLS = "none"
+	TLSMay     TLS = "may"
+	TLSEncrypt TLS = "encrypt"
+	TLSVerify  TLS = "verify"
+)
+
+// A Domain is one that we relay for.
+type Domain struct {
+	Name      string   `json:"name"`                // A-labels, lower case
+	Transport string   `json:"transport,omitempty"` // name of a Transport; or
+	Hosts     []string `json:"hosts,omitempty"`     // fixed hosts of its own (host:port), as --to gives them
+	Comment   string   `json:"comment,omitempty"`
+}
