@@ -1,0 +1,83 @@
+# mailproxy: build, check, show, install. See README.md.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin
+
+# The commit goes in below; asking git again fails where root builds another user's clone.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+VERSION ?= 0.1
+COMMIT  := $(shell git -c safe.directory='*' describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null)
+LDFLAGS := -s -w -X mailproxy/internal/version.Version=$(VERSION) -X mailproxy/internal/version.Commit=$(COMMIT)
+
+DESTDIR ?=
+PREFIX  ?= /usr/local
+BIN     := $(DESTDIR)$(PREFIX)/bin
+MAN     := $(DESTDIR)$(PREFIX)/share/man
+COMPLETION := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+UNITS   := $(DESTDIR)/etc/systemd/system
+
+GOLANGCI_VERSION := v2.15.0
+# The one that is installed, if it is that version; else our own in bin/.
+GOLANGCI := $(shell golangci-lint version 2>/dev/null | grep -qF ' $(GOLANGCI_VERSION:v%=%) ' && command -v golangci-lint || echo bin/golangci-lint)
+
+# Tests become other users, fill a small file system, and start real servers: as root.
+ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo 'sudo env "PATH=$$PATH" "GOFLAGS=$$GOFLAGS"')
+
+.PHONY: build test race lint bench demo man man-check install clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mailproxy ./cmd/pmgcm
+
+# Everything, with the race detector. It needs cgo and a PostgreSQL server's programs: installed if they are not there.
+test:
+	scripts/deps build test
+	$(ROOT) go test -race -timeout 15m ./...
+
+# The packages in which much happens at once, again and again.
+race:
+	scripts/deps build test
+	$(ROOT) go test -race -timeout 30m -count=5 ./cluster ./tunnel ./queue ./relay ./smtpd
+
+lint: $(GOLANGCI) man-check
+	$(GOLANGCI) run ./...
+	$(GOLANGCI) fmt --diff
+	bash -n scripts/demo scripts/deps .ci/run
+
+bin/golangci-lint:
+	GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+# Figures beside those of Postfix and HAProxy; JSON=FILE writes them as JSON lines too.
+bench: build
+	scripts/bench
+
+# A cluster of three nodes on this machine, with real mail.
+demo:
+	@scripts/demo
+
+# The man pages, from the commands' own definitions and the text in man/*.in.
+man: build
+	bin/pmgcm man man/pmgcm.1.in >man/pmgcm.1
+	bin/mailproxy man man/mailproxy.8.in >man/mailproxy.8
+
+man-check: build
+	@for page in pmgcm.1 mailproxy.8; do \
+		bin/$${page%.*} man man/$$page.in | diff -u man/$$page - || { echo "man/$$page is out of date: run make man" >&2; exit 1; }; \
+	done
+
+install: build
+	install -d $(BIN) $(MAN)/man1 $(MAN)/man8 $(COMPLETION) $(UNITS)
+	install -m 755 bin/mailproxy bin/pmgcm $(BIN)
+	install -m 644 man/pmgcm.1 $(MAN)/man1
+	install -m 644 man/mailproxy.8 $(MAN)/man8
+	for name in mailproxy pmgcm; do sed "s/@NAME@/$$name/g" scripts/completion.bash >$(COMPLETION)/$$name; done
+	sed 's|@BIN@|$(PREFIX)/bin|g' systemd/mailproxy.service >$(UNITS)/mailproxy.service
+	@if [ -z '$(DESTDIR)' ]; then \
+		getent passwd mailproxy >/dev/null || \
+			useradd --system --home-dir /var/lib/mailproxy --no-create-home --shell /usr/sbin/nologin --user-group mailproxy; \
+		install -d -m 755 /etc/mailproxy; \
+		[ ! -d /run/systemd/system ] || systemctl daemon-reload; \
+	fi
+
+clean:
+	rm -rf bin
