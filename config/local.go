@@ -1,8 +1,24 @@
 package config
 
 import (
+	"net"
 	"path/filepath"
 	"strconv"
+)
+
+// The defaults of a node file.
+const (
+	DefaultFile       = "/etc/mailproxy/node.toml"
+	DefaultUser       = "mailproxy"
+	DefaultStateDir   = "/var/lib/mailproxy"
+	DefaultRunDir     = "/run/mailproxy"
+	DefaultTunnelPort = "7025"
+)
+
+// The services that a node can run.
+const (
+	ServiceSMTP = "smtp"
+	ServiceWeb  = "web"
 )
 
 // Local is this node's own file: what is not replicated.
@@ -74,4 +90,15 @@ func (l *Local) Runs(service string) bool {
 		}
 	}
 	return false
+}
+
+// TunnelAddress is what config.Node.Address says of this node: its address with the port of its first tunnel listener.
+func (l *Local) TunnelAddress() string {
+	port := DefaultTunnelPort
+	if len(l.Tunnel.Listen) > 0 {
+		if _, p, err := net.SplitHostPort(l.Tunnel.Listen[0]); err == nil {
+			port = p
+		}
+	}
+	return net.JoinHostPort(l.Address, port)
 }

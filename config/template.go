@@ -1,0 +1,63 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+)
+
+// Text gives the node file with comments, as `mailproxy init` writes it; ParseLocal reads it back.
+func (l *Local) Text() []byte {
+	var b bytes.Buffer
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("# This node's own file: what is not replicated. Everything else is in the database, see mailproxy(8).")
+	line("# An unknown key is an error. Restart the daemon after a change.")
+	line("")
+	line("# The node's host name, as EHLO and `pmgcm status` show it.")
+	line("name = %s", quote(l.Name))
+	line("# Where the other nodes reach this one: an IP address or host name, without a port.")
+	line("address = %s", quote(l.Address))
+	line("# Whom the daemon becomes, if root starts it, once its listeners are open. PostgreSQL never runs as root.")
+	line("user = %s", quote(l.User))
+	line("# What must not be lost: keys, spool, database, last configuration.")
+	line("state_dir = %s", quote(l.StateDir))
+	line("# Sockets.")
+	line("run_dir = %s", quote(l.RunDir))
+	line("# What runs here: smtp takes mail, web answers /health and /metrics. A node without smtp is a full member of the cluster.")
+	line("services = %s", list(l.Services))
+	line("")
+	line("[smtp]")
+	line("# host:port of each listener; without a host, all addresses of this machine.")
+	line("listen = %s", list(l.SMTP.Listen))
+	line("")
+	line("[web]")
+	line("listen = %s", list(l.Web.Listen))
+	line("")
+	line("[tunnel]")
+	line("# The cluster's own traffic (SSH). The other nodes must be able to reach the first one of these at the address above.")
+	line("listen = %s", list(l.Tunnel.Listen))
+	line("")
+	line("[database]")
+	line("# Without a dsn, the daemon makes and runs a PostgreSQL of its own below state_dir.")
+	optional(&b, "dsn", l.Database.DSN, "postgres:///mailproxy?host=/var/run/postgresql")
+	line("# The directory of PostgreSQL's programs; without it, the newest that Debian has installed.")
+	optional(&b, "bin", l.Database.Bin, "/usr/lib/postgresql/15/bin")
+	return b.Bytes()
+}
+
+// optional writes a key, or an example of it as a comment.
+func optional(b *bytes.Buffer, key, value, example string) {
+	if value == "" {
+		fmt.Fprintf(b, "#%s = %s\n", key, quote(example))
+		return
+	}
+	fmt.Fprintf(b, "%s = %s\n", key, quote(value))
+}
+
+func list(values []string) string {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = quote(v)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

@@ -1,0 +1,147 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+)
+
+// maxHosts bounds the fixed hosts of one transport or domain: all of them may be tried inside one client's transaction.
+const maxHosts = 32
+
+// Validate says everything that is wrong with what an administrator can change, as *Problem values joined into one error
+// (see Problems). Nodes, CAs and revocations are the cluster's own and are not looked at.
+func Validate(s *Snapshot) error {
+	var c collector
+	var v Values
+	s.values(&v, &c)
+	transports := make(map[string]bool, len(s.Transports))
+	for i := range s.Transports {
+		transports[s.Transports[i].Name] = true
+	}
+	if v.OutboundTransport != "" && !transports[v.OutboundTransport] {
+		c.add("setting outbound_transport", "no such transport: %s", v.OutboundTransport)
+	}
+	checkUnique(&c, s)
+	for _, n := range s.Networks {
+		if err := checkNetwork(n); err != nil {
+			c.add("network "+n.Prefix.String(), "%v", err)
+		}
+	}
+	hosts := hostChecker{}
+	for _, t := range s.Transports {
+		if err := checkTransport(t, hosts); err != nil {
+			c.add("transport "+t.Name, "%v", err)
+		}
+	}
+	for i := range s.Domains {
+		if err := checkDomain(&s.Domains[i], transports, hosts); err != nil {
+			c.add("domain "+s.Domains[i].Name, "%v", err)
+		}
+	}
+	return c.err()
+}
+
+// checkUnique finds names that stand twice; rows of a database cannot, a text can.
+func checkUnique(c *collector, s *Snapshot) {
+	seen := make(map[string]bool)
+	once := func(object string) {
+		if seen[object] {
+			c.add(object, "stands there twice")
+		}
+		seen[object] = true
+	}
+	for _, x := range s.Settings {
+		once("setting " + x.Name)
+	}
+	for _, x := range s.Networks {
+		once("network " + x.Prefix.String())
+	}
+	for _, x := range s.Transports {
+		once("transport " + x.Name)
+	}
+	for i := 1; i < len(s.Domains); i++ {
+		if s.Domains[i-1].Name >= s.Domains[i].Name { // not in strict order: look closely
+			for i := range s.Domains {
+				once("domain " + s.Domains[i].Name)
+			}
+			return
+		}
+	}
+}
+
+func checkNetwork(n Network) error {
+	switch {
+	case !n.Prefix.IsValid():
+		return fmt.Errorf("not a network")
+	case n.Prefix.Addr().Is4In6():
+		return fmt.Errorf("write an IPv4 network as IPv4")
+	case n.Prefix != n.Prefix.Masked():
+		return fmt.Errorf("has bits set behind its length, want %v", n.Prefix.Masked())
+	case n.Prefix.Bits() == 0:
+		return fmt.Errorf("is everyone: all the world could send through this node")
+	}
+	return checkComment(n.Comment)
+}
+
+func checkTransport(t Transport, hosts hostChecker) error {
+	if err := checkTransportName(t.Name); err != nil {
+		return err
+	}
+	switch t.TLS {
+	case "", TLSNone, TLSMay, TLSEncrypt, TLSVerify:
+	default:
+		return fmt.Errorf("tls %q is none of none, may, encrypt, verify", t.TLS)
+	}
+	return hosts.check(t.Hosts)
+}
+
+func checkDomain(d *Domain, transports map[string]bool, hosts hostChecker) error {
+	name, err := NormalizeDomain(d.Name)
+	switch {
+	case err != nil:
+		return err
+	case name != d.Name:
+		return fmt.Errorf("is not in its normal form, want %s", name)
+	case d.Transport == "" && len(d.Hosts) == 0:
+		return fmt.Errorf("has neither hosts nor a transport")
+	case d.Transport != "" && len(d.Hosts) > 0:
+		return fmt.Errorf("has both hosts and a transport")
+	case d.Transport != "" && !transports[d.Transport]:
+		return fmt.Errorf("no such transport: %s", d.Transport)
+	}
+	if err := hosts.check(d.Hosts); err != nil {
+		return err
+	}
+	return checkComment(d.Comment)
+}
+
+// A hostChecker checks each host once: many domains go to the same few.
+type hostChecker map[string]error
+
+func (c hostChecker) check(hosts []string) error {
+	if len(hosts) > maxHosts {
+		return fmt.Errorf("%d hosts, want at most %d", len(hosts), maxHosts)
+	}
+	for i, h := range hosts {
+		err, known := c[h]
+		if !known {
+			err = checkHost(h)
+			c[h] = err
+		}
+		if err != nil {
+			return err
+		}
+		if slices.Contains(hosts[:i], h) {
+			return fmt.Errorf("host %s stands there twice", h)
+		}
+	}
+	return nil
+}
+
+func checkHost(h string) error {
+	normal, err := NormalizeHost(h, "25")
+	if err == nil && normal != h {
+		err = fmt.Errorf("host %s is not in its normal form, want %s", h, normal)
+	}
+	return err
+}

@@ -1,0 +1,80 @@
+package config
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func prefix(s string) Network { return Network{Prefix: netip.MustParsePrefix(s)} }
+
+func sound() *Snapshot {
+	return &Snapshot{
+		Settings:   []Setting{{"outbound_transport", "smart"}},
+		Networks:   []Network{prefix("10.0.0.0/8")},
+		Transports: []Transport{{Name: "smart", Hosts: []string{"10.0.0.9:587"}, TLS: TLSEncrypt}, {Name: "mx"}},
+		Domains: []Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25", "[::1]:25"}, Comment: "first"},
+			{Name: "b.test", Transport: "mx"}},
+	}
+}
+
+func TestValidateTakesWhatIsSound(t *testing.T) {
+	if err := Validate(sound()); err != nil {
+		t.Fatal(err)
+	}
+	if err := Validate(new(Snapshot)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestValidateNamesObjectAndReason(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		breaks func(*Snapshot)
+		want   string
+	}{
+		{"unknown setting", func(s *Snapshot) { s.Settings = append(s.Settings, Setting{"colour", "red"}) }, "setting colour: no such setting"},
+		{"outbound transport that is not there", func(s *Snapshot) { s.Settings[0].Value = "none" },
+			"setting outbound_transport: no such transport: none"},
+		{"network of everyone", func(s *Snapshot) { s.Networks[0] = prefix("0.0.0.0/0") },
+			"network 0.0.0.0/0: is everyone: all the world could send through this node"},
+		{"network with host bits", func(s *Snapshot) { s.Networks[0] = prefix("10.0.0.1/8") },
+			"network 10.0.0.1/8: has bits set behind its length, want 10.0.0.0/8"},
+		{"IPv4 network as IPv6", func(s *Snapshot) { s.Networks[0] = prefix("::ffff:10.0.0.0/104") },
+			"network ::ffff:10.0.0.0/104: write an IPv4 network as IPv4"},
+		{"network that is none", func(s *Snapshot) { s.Networks[0] = Network{} }, "network invalid Prefix: not a network"},
+		{"transport's name", func(s *Snapshot) { s.Transports = append(s.Transports, Transport{Name: "A b"}) },
+			`transport A b: "A b" is no name for a transport: want lower-case letters, digits, dots, - and _`},
+		{"tls policy", func(s *Snapshot) { s.Transports[1].TLS = "maybe" }, `transport mx: tls "maybe" is none of none, may, encrypt, verify`},
+		{"host without a port", func(s *Snapshot) { s.Transports[0].Hosts[0] = "a.test" },
+			"transport smart: host a.test is not in its normal form, want a.test:25"},
+		{"host that is none", func(s *Snapshot) { s.Domains[0].Hosts[0] = "a b:25" },
+			`domain a.test: "a b" is neither a host name nor an IP address`},
+		{"host twice", func(s *Snapshot) { s.Domains[0].Hosts[1] = s.Domains[0].Hosts[0] }, "domain a.test: host 10.0.0.1:25 stands there twice"},
+		{"too many hosts", func(s *Snapshot) { s.Domains[0].Hosts = make([]string, 33) }, "domain a.test: 33 hosts, want at most 32"},
+		{"domain in capitals", func(s *Snapshot) { s.Domains[0].Name = "A.test" }, "domain A.test: is not in its normal form, want a.test"},
+		{"domain that is an address", func(s *Snapshot) { s.Domains[0].Name = "10.0.0.1" },
+			`domain 10.0.0.1: "10.0.0.1" is an IP address, not a domain name`},
+		{"domain to nowhere", func(s *Snapshot) { s.Domains[0].Hosts = nil }, "domain a.test: has neither hosts nor a transport"},
+		{"domain to both", func(s *Snapshot) { s.Domains[0].Transport = "mx" }, "domain a.test: has both hosts and a transport"},
+		{"domain's transport is not there", func(s *Snapshot) { s.Domains[1].Transport = "none" }, "domain b.test: no such transport: none"},
+		{"domain twice", func(s *Snapshot) { s.Domains[1].Name = "a.test" }, "domain a.test: stands there twice"},
+		{"setting twice", func(s *Snapshot) { s.Settings = append(s.Settings, s.Settings[0]) }, "setting outbound_transport: stands there twice"},
+		{"comment of two lines", func(s *Snapshot) { s.Domains[0].Comment = "a\nb" }, "domain a.test: comment has control characters in it"},
+		{"endless comment", func(s *Snapshot) { s.Networks[0].Comment = strings.Repeat("ä", 501) },
+			"network 10.0.0.0/8: comment is longer than 500 characters"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := sound()
+			c.breaks(s)
+			err := Validate(s)
+			if err == nil {
+				t.Fatal("taken")
+			}
+			problems := Problems(err)
+			if len(problems) != 1 || problems[0].Error() != c.want {
+				t.Errorf("got  %v\nwant %s", err, c.want)
+			}
+		})
+	}
+}
