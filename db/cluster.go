@@ -1,0 +1,96 @@
+package db
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailproxy/config"
+)
+
+// CreateParams are what the first node of a cluster is made of.
+type CreateParams struct {
+	ClusterID string      // UUID
+	Node      config.Node // this node, CID 1
+	CA        config.CA   // the CA that it made
+}
+
+// CreateCluster makes a single node the master of a new cluster, in epoch 1.1. All its rows stay. ErrExists where it is in one.
+func (d *DB) CreateCluster(ctx context.Context, p CreateParams) error {
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		if err := begin(ctx, tx, Author{Who: "root", Command: "pmgcm create"}); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SELECT node.create_cluster($1, $2)", p.ClusterID, p.Node.CID); err != nil {
+			return err
+		}
+		t := &Tx{tx: tx, db: d}
+		if err := t.PutNode(ctx, p.Node); err != nil {
+			return err
+		}
+		return t.PutCA(ctx, p.CA)
+	})
+	if err != nil {
+		return fmt.Errorf("create cluster: %w", err)
+	}
+	return nil
+}
+
+// EnterParams are what a joining node was told by the master.
+type EnterParams struct {
+	CID       config.CID
+	ClusterID string
+	Epoch     config.Epoch // the master's
+}
+
+// Enter makes this node an empty slave that has promised the master's epoch. Its configuration and history are gone. The same again
+// changes nothing; ErrExists where it is in another cluster, or in this one by another CID.
+func (d *DB) Enter(ctx context.Context, p EnterParams) error {
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SELECT node.enter($1, $2, $3, $4)", p.ClusterID, p.CID, p.Epoch.N, p.Epoch.Owner)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("enter cluster: %w", err)
+	}
+	return nil
+}
+
+// Promise makes this node refuse every epoch below e, durably. The same again is no error; ErrStale where it has
+// promised a higher one.
+func (d *DB) Promise(ctx context.Context, e config.Epoch) (State, error) {
+	var s State
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT node.promise_self($1, $2)", e.N, e.Owner); err != nil {
+			return err
+		}
+		var err error
+		s, err = readState(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return State{}, fmt.Errorf("promise epoch %v: %w", e, err)
+	}
+	return s, nil
+}
+
+// BeginEpoch puts the epoch that this node has promised to itself in force, as a new commit. ErrStale where it has promised another.
+func (d *DB) BeginEpoch(ctx context.Context, e config.Epoch, a Author) (config.Position, error) {
+	var s State
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		if err := begin(ctx, tx, a); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SELECT node.begin_epoch($1, $2)", e.N, e.Owner); err != nil {
+			return err
+		}
+		var err error
+		s, err = readState(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return config.Position{}, fmt.Errorf("begin epoch %v: %w", e, err)
+	}
+	return s.Position, nil
+}

@@ -1,0 +1,98 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailproxy/config"
+)
+
+// An Author is who changes the configuration, for its history.
+type Author struct {
+	// Who is a person or a part of the system: "root".
+	Who string
+	// Command is what was done, as it could be typed again; no secrets.
+	Command string
+}
+
+// Commit runs edit in one configuration commit: serial + 1, digest, history, NOTIFY. check, unless nil, sees the snapshot as it would
+// be, and may refuse. On any error nothing is changed. An edit that changes no row takes no serial. On a slave: a *NotMasterError.
+// Commits run one after the other.
+func (d *DB) Commit(ctx context.Context, a Author, edit func(ctx context.Context, tx *Tx) error,
+	check func(*config.Snapshot) error) (config.Position, error) {
+	var after State
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		if err := begin(ctx, tx, a); err != nil {
+			return err
+		}
+		before, err := readState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if !before.IsMaster() {
+			return &NotMasterError{Master: before.Promised.Owner}
+		}
+		if err := edit(ctx, &Tx{tx: tx, db: d}); err != nil {
+			return err
+		}
+		if after, err = readState(ctx, tx); err != nil {
+			return err
+		}
+		if check == nil || after.Position == before.Position {
+			return nil
+		}
+		s, err := d.snapshot(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return check(s)
+	})
+	if err != nil {
+		return config.Position{}, fmt.Errorf("commit: %w", err)
+	}
+	return after.Position, nil
+}
+
+// begin locks the position row, so that commits never deadlock, and says who commits.
+func begin(ctx context.Context, tx pgx.Tx, a Author) error {
+	_, err := tx.Exec(ctx, `SELECT set_config('mailproxy.who', $1, true), set_config('mailproxy.command', $2, true)
+		FROM (SELECT FROM node.position FOR UPDATE) p`, a.Who, a.Command)
+	return err
+}
+
+// A Tx edits the configuration within a commit. Put makes or replaces a row; Delete gives ErrNoSuch where there is none.
+type Tx struct {
+	tx pgx.Tx
+	db *DB
+}
+
+// Snapshot gives the configuration as this transaction has made it so far.
+func (t *Tx) Snapshot(ctx context.Context) (*config.Snapshot, error) { return t.db.snapshot(ctx, t.tx) }
+
+func (t *Tx) exec(ctx context.Context, sql string, args ...any) error {
+	_, err := t.tx.Exec(ctx, sql, args...)
+	return mapError(err)
+}
+
+// remove is exec for a row that must be there.
+func (t *Tx) remove(ctx context.Context, what, sql string, args ...any) error {
+	tag, err := t.tx.Exec(ctx, sql, args...)
+	if err != nil {
+		return mapError(err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("%s: %w", what, ErrNoSuch)
+	}
+	return nil
+}
+
+// noRows turns a missing row into ErrNoSuch.
+func noRows(what string, err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("%s: %w", what, ErrNoSuch)
+	}
+	return mapError(err)
+}

@@ -1,0 +1,96 @@
+package db
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailproxy/config"
+)
+
+var (
+	// ErrNotMaster is a write on a node that is not the master; a *NotMasterError carries who is.
+	ErrNotMaster = errors.New("not the master")
+	// ErrNoSuch is a row that is not there.
+	ErrNoSuch = errors.New("no such object")
+	// ErrExists is a step that was taken before: this node is in a cluster.
+	ErrExists = errors.New("is in a cluster already")
+	// ErrStale is an epoch below the highest that the node has promised.
+	ErrStale = errors.New("a higher epoch is promised")
+	// ErrAhead is a peer that holds more commits of our own epoch than we do: our store was rolled back.
+	ErrAhead = errors.New("the peer is ahead in our own epoch")
+	// ErrDrift is a push after which the rows were still not the same.
+	ErrDrift = errors.New("rows differ after the push")
+	// ErrNewer is a peer whose schema is too old for our rows.
+	ErrNewer = errors.New("the peer's schema is older than our rows")
+	// ErrMoved is a peer that is not at the position that was asked for.
+	ErrMoved = errors.New("the peer is at another position by now")
+	// ErrOtherCluster is a peer in another cluster.
+	ErrOtherCluster = errors.New("the peer is in another cluster")
+	// ErrNotMember is a caller who is no member, or may not do this as one.
+	ErrNotMember = errors.New("not a member with this right")
+	// ErrFarEpoch is a promise for an epoch too far above those known.
+	ErrFarEpoch = errors.New("epoch is too far above those known")
+	// ErrTokenUnknown is a join token that was never made, or is forgotten.
+	ErrTokenUnknown = errors.New("unknown join token")
+	// ErrTokenUsed is a join token that another key took.
+	ErrTokenUsed = errors.New("join token is used")
+	// ErrTokenExpired is a join token whose time is over.
+	ErrTokenExpired = errors.New("join token has expired")
+	// ErrDiskFull is a write that found no room on the server's disk; nothing was changed.
+	ErrDiskFull = errors.New("the database's disk is full")
+	// ErrDatabaseExists is a database that was made before.
+	ErrDatabaseExists = errors.New("database exists")
+	// ErrPathTooLong is a socket path over the kernel's limit.
+	ErrPathTooLong = errors.New("socket path is too long")
+	// ErrNoPostgres is a host without PostgreSQL's programs.
+	ErrNoPostgres = errors.New("PostgreSQL is not installed")
+)
+
+// A NotMasterError is ErrNotMaster with the node that is.
+type NotMasterError struct {
+	Master config.CID // owner of the highest promised epoch; 0 where unknown
+}
+
+func (e *NotMasterError) Error() string {
+	if e.Master == 0 {
+		return ErrNotMaster.Error()
+	}
+	return fmt.Sprintf("not the master: that is CID %d", e.Master)
+}
+
+func (e *NotMasterError) Unwrap() error { return ErrNotMaster }
+
+// sqlErrors maps the SQLSTATEs that the functions of schema node raise.
+var sqlErrors = map[string]error{
+	"MP002": ErrStale,
+	"MP003": ErrNotMember,
+	"MP004": ErrDrift,
+	"MP005": ErrFarEpoch,
+	"MP006": ErrNewer,
+	"MP007": ErrMoved,
+	"MP008": ErrOtherCluster,
+	"MP009": ErrExists,
+	"53100": ErrDiskFull,
+}
+
+// mapError puts our sentinel in front of what PostgreSQL said, by its code.
+func mapError(err error) error {
+	pg, ok := asPg(err)
+	if !ok {
+		return err
+	}
+	if pg.Code == "MP001" {
+		cid, _ := strconv.ParseInt(pg.Detail, 10, 32) // 0 where it says nothing
+		return &NotMasterError{Master: config.CID(cid)}
+	}
+	if sentinel, ok := sqlErrors[pg.Code]; ok {
+		return fmt.Errorf("%w: %s", sentinel, pg.Message)
+	}
+	return err
+}
+
+// asPg gives PostgreSQL's own error where err holds one.
+func asPg(err error) (*pgconn.PgError, bool) { return errors.AsType[*pgconn.PgError](err) }

@@ -1,0 +1,222 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailproxy/config"
+)
+
+// Load gives the configuration as one value, as of one moment. It reads what changed since the last Load where history tells, else
+// everything.
+func (d *DB) Load(ctx context.Context) (*config.Snapshot, error) {
+	var l *loaded
+	err := d.read(ctx, func(tx pgx.Tx) error {
+		var err error
+		l, err = d.load(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load configuration: %w", err)
+	}
+	d.mu.Lock()
+	d.loaded = l
+	d.mu.Unlock()
+	return l.snapshot, nil
+}
+
+// loaded is a snapshot and the state that it was read in.
+type loaded struct {
+	state    State
+	snapshot *config.Snapshot
+}
+
+func (d *DB) snapshot(ctx context.Context, q querier) (*config.Snapshot, error) {
+	l, err := d.load(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return l.snapshot, nil
+}
+
+// load reads the configuration as q sees it.
+func (d *DB) load(ctx context.Context, q querier) (*loaded, error) {
+	st, err := readState(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	base := d.loaded
+	d.mu.Unlock()
+	s := &config.Snapshot{}
+	var touched map[string]int
+	if base != nil {
+		if touched, err = touchedSince(ctx, q, base.state, st); err != nil {
+			return nil, err
+		}
+	}
+	if touched != nil {
+		*s = *base.snapshot // its lists are shared, and replaced below where they changed
+	}
+	s.Position, s.ClusterID = st.Position, st.ClusterID
+	if err := refresh(ctx, q, s, touched, base); err != nil {
+		return nil, err
+	}
+	return &loaded{state: st, snapshot: s}, nil
+}
+
+// touchedSince gives how many rows of each table have changed between two states; nil where that is not known, and everything must
+// be read.
+func touchedSince(ctx context.Context, q querier, from, to State) (map[string]int, error) {
+	if from.rewrites != to.rewrites || from.CID != to.CID {
+		return nil, nil
+	}
+	if from.Position == to.Position {
+		return map[string]int{}, nil
+	}
+	var known bool
+	var touched map[string]int
+	err := q.QueryRow(ctx, "SELECT node.can_delta($1, $2, $3)", from.Position.Epoch.N, from.Position.Epoch.Owner, from.Position.Serial).
+		Scan(&known)
+	if err != nil || !known {
+		return nil, err
+	}
+	err = q.QueryRow(ctx, `SELECT coalesce(jsonb_object_agg(tab, n), '{}') FROM (SELECT tab, count(*) AS n FROM config.change
+		WHERE serial > $1 GROUP BY tab) t`, from.Position.Serial).Scan(&touched)
+	return touched, err
+}
+
+// manyDomains is where reading all domains is no slower than patching the list.
+const manyDomains = 5000
+
+// refresh reads the tables that were touched; all where touched is nil. Of the domains, which may be many, it reads only those.
+func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[string]int, base *loaded) error {
+	for _, t := range []struct {
+		name string
+		read func() error
+	}{
+		{"node", func() error { return reread(ctx, q, &s.Nodes, scanNode, selectNode+" ORDER BY cid") }},
+		{"ca", func() error { return reread(ctx, q, &s.CAs, scanCA, selectCA+` ORDER BY fingerprint COLLATE "C"`) }},
+		{"revoked", func() error { return reread(ctx, q, &s.Revoked, scanRevoked, selectRevoked+" ORDER BY cid") }},
+		{"setting", func() error {
+			return reread(ctx, q, &s.Settings, scanSetting, selectSetting+` ORDER BY name COLLATE "C"`)
+		}},
+		{"network", func() error { return reread(ctx, q, &s.Networks, scanNetwork, selectNetwork+" ORDER BY prefix") }},
+		{"transport", func() error {
+			return reread(ctx, q, &s.Transports, scanTransport, selectTransport+` ORDER BY name COLLATE "C"`)
+		}},
+		{"domain", func() error {
+			if touched == nil || touched["domain"] > manyDomains {
+				return reread(ctx, q, &s.Domains, scanDomain, selectDomain+` ORDER BY name COLLATE "C"`)
+			}
+			var err error
+			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial)
+			return err
+		}},
+	} {
+		if touched == nil || touched[t.name] > 0 {
+			if err := t.read(); err != nil {
+				return fmt.Errorf("config.%s: %w", t.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// patchDomains makes a new list of the old one and the domains that commits after a serial touched. Both are sorted by name.
+func patchDomains(ctx context.Context, q querier, old []config.Domain, after int64) ([]config.Domain, error) {
+	var names []string
+	err := collect(ctx, q, &names, func(r pgx.Rows, s *string) error { return r.Scan(s) },
+		`SELECT DISTINCT key->>'name' FROM config.change WHERE serial > $1 AND tab = 'domain'`, after)
+	if err != nil {
+		return nil, err
+	}
+	var fresh []config.Domain
+	err = collect(ctx, q, &fresh, scanDomain, selectDomain+` WHERE name = ANY ($1) ORDER BY name COLLATE "C"`, names)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	list := make([]config.Domain, 0, len(old)+len(fresh))
+	rest := old
+	for _, name := range names {
+		at, found := slices.BinarySearchFunc(rest, name, func(d config.Domain, name string) int { return strings.Compare(d.Name, name) })
+		list = append(list, rest[:at]...)
+		if rest = rest[at:]; found {
+			rest = rest[1:]
+		}
+		if len(fresh) > 0 && fresh[0].Name == name {
+			list = append(list, fresh[0])
+			fresh = fresh[1:]
+		}
+	}
+	return append(list, rest...), nil
+}
+
+const (
+	selectNode = `SELECT cid, uuid, name, address, public_key, machine_id, services, promotable, joined_at FROM config.node t`
+	selectCA   = `SELECT fingerprint, public_key, cid, created_at FROM config.ca t`
+
+	selectRevoked   = `SELECT cid, name, public_key, revoked_at FROM config.revoked t`
+	selectSetting   = `SELECT name, value FROM config.setting t`
+	selectNetwork   = `SELECT prefix, comment FROM config.network t`
+	selectTransport = `SELECT name, hosts, tls FROM config.transport t`
+	selectDomain    = `SELECT name, transport, hosts, comment FROM config.domain t`
+)
+
+func scanNode(r pgx.Rows, n *config.Node) error {
+	return r.Scan(&n.CID, &n.UUID, &n.Name, &n.Address, &n.PublicKey, &n.MachineID, &n.Services, &n.Promotable, &n.JoinedAt)
+}
+
+func scanCA(r pgx.Rows, c *config.CA) error {
+	return r.Scan(&c.Fingerprint, &c.PublicKey, &c.CID, &c.CreatedAt)
+}
+
+func scanRevoked(r pgx.Rows, v *config.Revoked) error {
+	return r.Scan(&v.CID, &v.Name, &v.PublicKey, &v.RevokedAt)
+}
+
+func scanSetting(r pgx.Rows, s *config.Setting) error { return r.Scan(&s.Name, &s.Value) }
+
+func scanNetwork(r pgx.Rows, n *config.Network) error {
+	var p netip.Prefix
+	err := r.Scan(&p, &n.Comment)
+	n.Prefix = p
+	return err
+}
+
+func scanTransport(r pgx.Rows, t *config.Transport) error {
+	return r.Scan(&t.Name, &t.Hosts, (*string)(&t.TLS))
+}
+
+func scanDomain(r pgx.Rows, x *config.Domain) error {
+	return r.Scan(&x.Name, &x.Transport, &x.Hosts, &x.Comment)
+}
+
+// reread replaces a list by the rows of a query.
+func reread[T any](ctx context.Context, q querier, list *[]T, scan func(pgx.Rows, *T) error, sql string) error {
+	*list = nil
+	return collect(ctx, q, list, scan, sql)
+}
+
+// collect appends the rows of a query to a list.
+func collect[T any](ctx context.Context, q querier, to *[]T, scan func(pgx.Rows, *T) error, sql string, args ...any) error {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var v T
+		if err := scan(rows, &v); err != nil {
+			return err
+		}
+		*to = append(*to, v)
+	}
+	return rows.Err()
+}

@@ -1,0 +1,232 @@
+package db
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailproxy/config"
+)
+
+// PushStats say what a push did.
+type PushStats struct {
+	Bytes      int64           `json:"bytes"`  // sent to the peer; by Adopt: read from it
+	Rows       int64           `json:"rows"`   // rows sent
+	Tables     []string        `json:"tables"` // tables sent whole, those of a full push
+	Took       time.Duration   `json:"took"`
+	Full       bool            `json:"full"` // whole tables, since history does not lead from there to here
+	From       config.Position `json:"from"`
+	To         config.Position `json:"to"`
+	Journalled int             `json:"journalled"` // commits that the receiver set aside
+}
+
+// InSync says whether there was nothing to do.
+func (s PushStats) InSync() bool { return s.From == s.To }
+
+// Push brings a peer to this node's position: the rows that commits since the peer's position touched, or, where history does not
+// lead there or the outcome differs, whole tables whose digest differs. progress, unless nil, is told the rows sent so far. A peer
+// that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
+// ErrNewer; ErrOtherCluster.
+func (d *DB) Push(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+	start := time.Now()
+	before := p.sent.written.Load()
+	stats, err := d.push(ctx, p, progress)
+	stats.Took = time.Since(start)
+	stats.Bytes = p.sent.written.Load() - before
+	if err != nil {
+		return stats, fmt.Errorf("push: %w", mapError(err))
+	}
+	return stats, nil
+}
+
+func (d *DB) push(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+	// The peer's state is read before ours: what it holds of our epoch by then, we do too.
+	there, err := d.openForPush(ctx, p)
+	if err != nil {
+		return PushStats{}, err
+	}
+	stats := PushStats{From: there.Position}
+	err = d.read(ctx, func(tx pgx.Tx) error {
+		here, err := readState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		stats.To = here.Position
+		if err := mayPush(here, there); err != nil {
+			return err
+		}
+		if here.Position == there.Position {
+			return p.Heartbeat(ctx, here.Position)
+		}
+		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress}
+		if ok, err := s.canDelta(ctx); err != nil {
+			return err
+		} else if ok {
+			if err := s.delta(ctx); !errors.Is(mapError(err), ErrDrift) {
+				return err
+			}
+		}
+		return s.full(ctx)
+	})
+	return stats, err
+}
+
+// openForPush makes sure that the peer lets us push, by our epoch, and gives its state.
+func (d *DB) openForPush(ctx context.Context, p *Peer) (peerState, error) {
+	here, err := readState(ctx, d.pool)
+	if err != nil {
+		return peerState{}, err
+	}
+	if !here.IsMaster() {
+		return peerState{}, &NotMasterError{Master: here.Promised.Owner}
+	}
+	there, err := p.state(ctx)
+	if err != nil {
+		return peerState{}, err
+	}
+	if there.ClusterID != here.ClusterID {
+		return peerState{}, ErrOtherCluster
+	}
+	switch there.Promised.Compare(here.Position.Epoch) {
+	case 1:
+		return peerState{}, fmt.Errorf("%w: %v", ErrStale, there.Promised)
+	case -1:
+		if _, err := p.Promise(ctx, here.Position.Epoch.N); err != nil {
+			return peerState{}, err
+		}
+	}
+	if there.kind != "push" || there.Promised != here.Position.Epoch { // the role that we log in as has become another
+		p.Close()
+		if err := p.connect(ctx); err != nil {
+			return peerState{}, err
+		}
+		return p.state(ctx)
+	}
+	return there, nil
+}
+
+// mayPush compares positions.
+func mayPush(here State, there peerState) error {
+	switch {
+	case !here.IsMaster():
+		return &NotMasterError{Master: here.Promised.Owner}
+	case there.Promised.Compare(here.Position.Epoch) > 0:
+		return fmt.Errorf("%w: %v", ErrStale, there.Promised)
+	case there.Position.Epoch == here.Position.Epoch && there.Position.Serial > here.Position.Serial:
+		return fmt.Errorf("%w: %v, we are at %v", ErrAhead, there.Position, here.Position)
+	}
+	return nil
+}
+
+// sending is one push on its way: our transaction, which sees one state, and the peer.
+type sending struct {
+	tx       pgx.Tx
+	peer     *Peer
+	here     State
+	there    peerState
+	stats    *PushStats
+	progress func(rows int64)
+}
+
+func (s *sending) canDelta(ctx context.Context) (bool, error) {
+	var ok bool
+	p := s.there.Position
+	err := s.tx.QueryRow(ctx, "SELECT node.can_delta($1, $2, $3)", p.Epoch.N, p.Epoch.Owner, p.Serial).Scan(&ok)
+	return ok, err
+}
+
+// delta sends what commits since the peer's position touched.
+func (s *sending) delta(ctx context.Context) error {
+	var sql string
+	if err := s.tx.QueryRow(ctx, "SELECT node.delta_sql($1)", s.there.Position.Serial).Scan(&sql); err != nil {
+		return err
+	}
+	return s.send(ctx, sql, []string{})
+}
+
+// full sends the tables whose digest differs.
+func (s *sending) full(ctx context.Context) error {
+	// What the peer undid is still what it has, but its own commits may have gone on; it is a slave, so they have not.
+	var sums map[string]string
+	var schema int64
+	err := s.tx.QueryRow(ctx, "SELECT node.sums(), (SELECT max(version_id) FROM node.migration WHERE is_applied)").Scan(&sums, &schema)
+	if err != nil {
+		return err
+	}
+	var tables []string
+	for t, sum := range sums {
+		if s.there.sums[t] != sum {
+			tables = append(tables, t)
+		}
+	}
+	for t := range s.there.sums {
+		if _, ok := sums[t]; !ok {
+			tables = append(tables, t)
+		}
+	}
+	slices.Sort(tables)
+	var sql string
+	if err := s.tx.QueryRow(ctx, "SELECT node.whole_sql($1)", tables).Scan(&sql); err != nil {
+		return err
+	}
+	s.stats.Full, s.stats.Tables = true, tables
+	err = s.send(ctx, sql, tables)
+	if errors.Is(mapError(err), ErrDrift) && s.there.schema < schema {
+		return fmt.Errorf("%w: schema %d there, %d here", ErrNewer, s.there.schema, schema)
+	}
+	return err
+}
+
+// send copies the rows of a query to the peer and applies them there, in one transaction at the peer.
+func (s *sending) send(ctx context.Context, sql string, whole []string) error {
+	to := s.here.Position
+	return pgx.BeginFunc(ctx, s.peer.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT node.begin_push($1, $2)", to.Epoch.N, s.here.ClusterID); err != nil {
+			return err
+		}
+		sent, err := copyRows(ctx, s.tx.Conn().PgConn(), tx.Conn().PgConn(), sql, s.progress)
+		if err != nil {
+			return err
+		}
+		s.stats.Rows = sent.rows
+		var touched int64
+		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.push($1, $2, $3, $4, $5)", to.Epoch.N, s.here.ClusterID, to.Serial,
+			to.Digest[:], whole).Scan(&s.stats.Journalled, &touched)
+	})
+}
+
+// copyBuffer is between the COPY streams: the server sends a message a row, and without it each would be a write.
+const copyBuffer = 256 << 10
+
+// copyRows sends the rows of a query on one connection into the staging table of another, and gives how much that was.
+func copyRows(ctx context.Context, from, to *pgconn.PgConn, sql string, progress func(rows int64)) (*rowCounter, error) {
+	r, w := io.Pipe()
+	counter := &rowCounter{w: w, progress: progress}
+	out := bufio.NewWriterSize(counter, copyBuffer)
+	read := make(chan error, 1)
+	go func() {
+		_, err := from.CopyTo(ctx, out, "COPY ("+sql+") TO STDOUT")
+		if err == nil {
+			err = out.Flush()
+		}
+		_ = w.CloseWithError(err) // never fails
+		read <- err
+	}()
+	_, err := to.CopyFrom(ctx, r, "COPY pg_temp.staging (tab, op, row) FROM STDIN")
+	_ = r.CloseWithError(errGaveUp) // never fails
+	// Where the reading side failed, the writing side says only that its input broke.
+	if readErr := <-read; readErr != nil && !errors.Is(readErr, errGaveUp) {
+		return counter, mapError(readErr)
+	}
+	return counter, mapError(err)
+}
+
+// errGaveUp ends the reading side where the writing one failed.
+var errGaveUp = errors.New("the receiver gave up")

@@ -1,0 +1,257 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"mailproxy/config"
+	"mailproxy/db"
+)
+
+func TestPushFillsAJoinedNodeAndThenSendsOnlyWhatChanged(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test", "b.test")
+	first := push(t, c[0], c[1])
+	if !first.Full || first.To != c[0].state(t).Position || len(first.Tables) == 0 {
+		t.Errorf("first push: %+v", first)
+	}
+	same(t, c[0], c[1])
+	if s := push(t, c[0], c[1]); !s.InSync() || s.Rows != 0 {
+		t.Errorf("nothing to do, yet %+v", s)
+	}
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+		if err := tx.DeleteDomain(ctx, "a.test"); err != nil {
+			return err
+		}
+		return tx.PutDomain(ctx, config.Domain{Name: "b.test", Comment: "changed"})
+	})
+	put(t, c[0].DB, "c.test")
+	s := push(t, c[0], c[1])
+	// two commits: two rows of history, three of change, and the three domains
+	if s.Full || s.Rows != 8 {
+		t.Errorf("delta: %+v", s)
+	}
+	same(t, c[0], c[1])
+	if got := names(t, c[1].DB); !slices.Equal(got, []string{"b.test", "c.test"}) {
+		t.Errorf("domains %v", got)
+	}
+	if c[1].state(t).PushedAt.IsZero() {
+		t.Error("the slave does not know when it was pushed to")
+	}
+}
+
+func TestPushRepairsDrift(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test", "b.test")
+	push(t, c[0], c[1])
+	c[1].sql(t, "ALTER TABLE config.domain DISABLE TRIGGER ALL", "UPDATE config.domain SET comment = 'by hand' WHERE name = 'a.test'",
+		"ALTER TABLE config.domain ENABLE TRIGGER ALL")
+	kept, rows, err := c[1].Verify(t.Context())
+	if err != nil || kept == rows {
+		t.Fatalf("verify: kept %v, rows %v, %v", kept, rows, err)
+	}
+	if c[1].state(t).Position.Digest != rows {
+		t.Error("the kept digest was not set right")
+	}
+	if got := loadDomain(t, c[1].DB, "a.test").Comment; got != "by hand" {
+		t.Errorf("loaded %q: a change without a commit was missed", got)
+	}
+	s := push(t, c[0], c[1])
+	if !s.Full || !slices.Equal(s.Tables, []string{"domain"}) {
+		t.Errorf("repair: %+v", s)
+	}
+	same(t, c[0], c[1])
+	if got := loadDomain(t, c[1].DB, "a.test").Comment; got != "" {
+		t.Errorf("loaded %q after the repair", got)
+	}
+}
+
+// A delta that leads to another digest is undone, and whole tables follow in the same call.
+func TestPushOfADriftedNodeThatIsBehind(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test", "b.test")
+	push(t, c[0], c[1])
+	c[1].sql(t, "ALTER TABLE config.domain DISABLE TRIGGER a_guard", "ALTER TABLE config.domain DISABLE TRIGGER c_record_delete",
+		"DELETE FROM config.domain WHERE name = 'a.test'", "ALTER TABLE config.domain ENABLE TRIGGER ALL")
+	names(t, c[1].DB)
+	put(t, c[0].DB, "c.test")
+	s := push(t, c[0], c[1])
+	if !s.Full || !slices.Contains(s.Tables, "domain") || slices.Contains(s.Tables, "node") {
+		t.Errorf("repair: %+v", s)
+	}
+	same(t, c[0], c[1])
+	if got := names(t, c[1].DB); !slices.Equal(got, []string{"a.test", "b.test", "c.test"}) {
+		t.Errorf("domains %v", got)
+	}
+}
+
+func TestPushCarriesEveryKindOfValue(t *testing.T) {
+	c := cluster(t, 2)
+	odd := "tab\there, line\nbreak, back\\slash, quote ' \" and \u00fc\u2603\U0001f4e7, \\N"
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+		for _, d := range []config.Domain{
+			{Name: "a.test", Comment: odd, Hosts: []string{odd, "", "NULL", "{}", `a,"b"`}},
+			{Name: "b.test"},
+		} {
+			if err := tx.PutDomain(ctx, d); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.PutSecret(ctx, "dkim", []byte{0, 1, 2, 255, '\n'}), tx.PutSetting(ctx, config.Setting{Name: "x", Value: odd}))
+	})
+	push(t, c[0], c[1])
+	same(t, c[0], c[1])
+	a, err := c[0].Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := c[1].Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, y := fmt.Sprintf("%+v", *a), fmt.Sprintf("%+v", *b); x != y {
+		t.Errorf("loaded\n%s\nand\n%s", x, y)
+	}
+	if v, err := c[1].Secret(t.Context(), "dkim"); err != nil || string(v) != "\x00\x01\x02\xff\n" {
+		t.Errorf("secret %q, %v", v, err)
+	}
+}
+
+func TestSecretsAreInNoHistory(t *testing.T) {
+	c := cluster(t, 2)
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutSecret(ctx, "dkim", []byte("hunter2")) })
+	push(t, c[0], c[1])
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutSecret(ctx, "dkim", []byte("hunter3")) })
+	if s := push(t, c[0], c[1]); s.Full || s.InSync() {
+		t.Errorf("a new secret was not sent as a delta: %+v", s)
+	}
+	same(t, c[0], c[1])
+	if v, err := c[1].Secret(t.Context(), "dkim"); err != nil || string(v) != "hunter3" {
+		t.Errorf("secret %q, %v", v, err)
+	}
+	h, err := c[1].History(t.Context(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(h[0].Changes) != 1 || h[0].Changes[0].Op != "update" || h[0].Changes[0].Table != "secret" {
+		t.Errorf("history %+v", h[0])
+	}
+	all := one[string](t, c[1].dsn, "SELECT string_agg(c::text, '') FROM config.change c")
+	if strings.Contains(all, "68756e746572") || strings.Contains(all, "hunter") || strings.Contains(all, `"value"`) {
+		t.Errorf("history holds the secret: %s", all)
+	}
+}
+
+func TestPushOnlyFromTheMaster(t *testing.T) {
+	c := cluster(t, 3)
+	push(t, c[0], c[1])
+	p := peer(t, c[2], 2)
+	_, err := c[1].Push(t.Context(), p, nil)
+	nm, ok := errors.AsType[*db.NotMasterError](err)
+	if !ok || nm.Master != 1 || !errors.Is(err, db.ErrNotMaster) {
+		t.Errorf("push from a slave: %v", err)
+	}
+}
+
+func TestPushFromAStaleMasterIsRefused(t *testing.T) {
+	c := cluster(t, 3)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	push(t, c[0], c[2])
+	before := c[2].state(t).Position
+	p := peer(t, c[2], 1)
+	if _, err := c[2].Promise(t.Context(), config.Epoch{N: 2, Owner: 2}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c[0].DB, "stale.test")
+	if _, err := c[0].Push(t.Context(), p, nil); !errors.Is(err, db.ErrStale) {
+		t.Errorf("stale push: %v", err)
+	}
+	if got := c[2].state(t).Position; got != before {
+		t.Errorf("moved from %v to %v", before, got)
+	}
+}
+
+// The refusal that counts is the one in the transaction that applies: the promise comes between the look and the rows.
+func TestAPromiseDuringAPushRefusesIt(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	put(t, c[0].DB, "late.test")
+	before := c[1].state(t).Position
+	p := peer(t, c[1], 1)
+	_, err := c[0].Push(t.Context(), p, func(int64) {
+		if _, err := c[1].Promise(context.Background(), config.Epoch{N: 2, Owner: 2}); err != nil {
+			t.Errorf("promise while rows are on their way: %v", err)
+		}
+	})
+	if !errors.Is(err, db.ErrStale) {
+		t.Errorf("push over a promise: %v", err)
+	}
+	if got := c[1].state(t).Position; got != before {
+		t.Errorf("moved from %v to %v", before, got)
+	}
+}
+
+func TestPushToANodeThatIsAheadInOurEpoch(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	// the master's store is rolled back to before its last commit
+	c[0].sql(t, "ALTER TABLE config.domain DISABLE TRIGGER ALL", "DELETE FROM config.domain", "UPDATE node.position SET serial = serial - 1")
+	p := peer(t, c[1], 1)
+	if _, err := c[0].Push(t.Context(), p, nil); !errors.Is(err, db.ErrAhead) {
+		t.Errorf("push: %v", err)
+	}
+	if got := names(t, c[1].DB); !slices.Equal(got, []string{"a.test"}) {
+		t.Errorf("the slave lost what the master forgot: %v", got)
+	}
+}
+
+func TestPushToAnotherClusterIsRefused(t *testing.T) {
+	c := cluster(t, 2)
+	c[1].sql(t, "UPDATE node.position SET cluster_id = 'another'")
+	p := peer(t, c[1], 1)
+	if _, err := c[0].Push(t.Context(), p, nil); !errors.Is(err, db.ErrOtherCluster) {
+		t.Errorf("push: %v", err)
+	}
+}
+
+func TestPushAfterHistoryWasTrimmed(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	// 1,001 commits on, history does not reach back; each is a transaction of its own
+	c[0].sql(t, `DO $$ BEGIN FOR i IN 1..1001 LOOP
+		INSERT INTO config.domain (name) VALUES ('d' || i || '.test'); COMMIT; END LOOP; END $$`)
+	if n := one[int64](t, c[0].dsn, "SELECT count(*) FROM config.history"); n != 1000 {
+		t.Errorf("%d commits kept, want 1000", n)
+	}
+	if s := push(t, c[0], c[1]); !s.Full {
+		t.Errorf("push: %+v", s)
+	}
+	same(t, c[0], c[1])
+	// from here on both trim alike, and a delta is enough
+	put(t, c[0].DB, "b.test")
+	if s := push(t, c[0], c[1]); s.Full {
+		t.Errorf("push: %+v", s)
+	}
+	same(t, c[0], c[1])
+}
+
+func loadDomain(t testing.TB, d *db.DB, name string) config.Domain {
+	t.Helper()
+	s, err := d.Load(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(s.Domains, func(d config.Domain) bool { return d.Name == name })
+	if i < 0 {
+		t.Fatalf("no domain %s", name)
+	}
+	return s.Domains[i]
+}
