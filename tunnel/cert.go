@@ -1,0 +1,161 @@
+package tunnel
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
+)
+
+// backdate is how far a new certificate's start lies back, so that a peer whose clock is behind takes it at once.
+const backdate = 10 * time.Minute
+
+// Certs are a node's two certificates, in authorized_keys form. They are not interchangeable: the node answers with Host and dials
+// with User.
+type Certs struct {
+	Host string `json:"host"`
+	User string `json:"user"`
+}
+
+func cidPrincipal(cid config.CID) string     { return "cid-" + strconv.Itoa(int(cid)) }
+func clusterPrincipal(cluster string) string { return "cluster-" + cluster }
+
+// parseCIDPrincipal reads "cid-3".
+func parseCIDPrincipal(s string) (config.CID, bool) {
+	digits, ok := strings.CutPrefix(s, "cid-")
+	n, err := strconv.ParseInt(digits, 10, 32)
+	if !ok || err != nil || n < 1 || cidPrincipal(config.CID(n)) != s {
+		return 0, false
+	}
+	return config.CID(n), true
+}
+
+// Sign makes the two certificates of the node cid of a cluster, over its public key (authorized_keys form); valid from ten minutes
+// ago for the given time from now.
+func (c *CA) Sign(publicKey string, cid config.CID, cluster string, validity time.Duration) (Certs, error) {
+	key, err := parsePublic(publicKey)
+	if err != nil {
+		return Certs{}, err
+	}
+	if cid < 1 || cluster == "" || validity <= 0 {
+		return Certs{}, fmt.Errorf("sign for node %d of cluster %q: %w", cid, cluster, ErrBadCertificate)
+	}
+	host, err := c.sign(ssh.HostCert, key, cid, cluster, validity)
+	if err != nil {
+		return Certs{}, err
+	}
+	user, err := c.sign(ssh.UserCert, key, cid, cluster, validity)
+	return Certs{Host: host, User: user}, err
+}
+
+func (c *CA) sign(kind uint32, key ssh.PublicKey, cid config.CID, cluster string, validity time.Duration) (string, error) {
+	var serial [8]byte
+	rand.Read(serial[:]) // never fails
+	now := c.now()
+	cert := &ssh.Certificate{
+		Key:             key,
+		Serial:          binary.BigEndian.Uint64(serial[:]),
+		CertType:        kind,
+		KeyId:           cidPrincipal(cid),
+		ValidPrincipals: []string{cidPrincipal(cid), clusterPrincipal(cluster)},
+		ValidAfter:      uint64(now.Add(-backdate).Unix()),
+		ValidBefore:     uint64(now.Add(validity).Unix()),
+	}
+	if err := cert.SignCert(rand.Reader, c.signer); err != nil {
+		return "", fmt.Errorf("sign certificate: %w", err)
+	}
+	return publicText(cert), nil
+}
+
+// parseCert reads a certificate in authorized_keys form.
+func parseCert(text string) (*ssh.Certificate, error) {
+	if len(text) > 8192 {
+		return nil, ErrBadCertificate
+	}
+	key, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(text))
+	if err != nil || len(rest) > 0 {
+		return nil, ErrBadCertificate
+	}
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil, ErrBadCertificate
+	}
+	return cert, nil
+}
+
+// Why a peer is not trusted; the text is the reason in the log.
+var (
+	errNoCertificate = errors.New("no certificate")
+	errCertKind      = errors.New("certificate is of the wrong kind")
+	errAuthority     = errors.New("certificate of an unknown CA")
+	errCluster       = errors.New("certificate of another cluster")
+	errPrincipal     = errors.New("certificate of another node")
+	errRevoked       = errors.New("node was deleted")
+	errNotMember     = errors.New("not a member")
+	errOtherKey      = errors.New("not the key of that node")
+	errNotValid      = errors.New("certificate is not valid")
+)
+
+// trust is what a node believes at one time: who it is and whom it lets in. It is immutable.
+type trust struct {
+	id      Identity
+	key     *Key
+	host    ssh.Signer // key with the host certificate
+	user    ssh.Signer // key with the user certificate
+	nodes   map[config.CID]config.Node
+	keys    map[config.CID]string // marshalled public key
+	cas     map[string]bool       // marshalled public keys
+	revoked map[config.CID]bool
+	badKeys map[string]bool // marshalled public keys of deleted nodes
+	now     func() time.Time
+}
+
+// check says whether what was presented is the certificate, of the wanted kind, of the member cid.
+func (t *trust) check(presented ssh.PublicKey, kind uint32, cid config.CID) error {
+	cert, ok := presented.(*ssh.Certificate)
+	if !ok {
+		return errNoCertificate
+	}
+	if cert.CertType != kind {
+		return errCertKind
+	}
+	if !t.cas[string(cert.SignatureKey.Marshal())] {
+		return errAuthority
+	}
+	if !slices.Contains(cert.ValidPrincipals, clusterPrincipal(t.id.ClusterID)) {
+		return errCluster
+	}
+	if len(cert.ValidPrincipals) != 2 || !slices.Contains(cert.ValidPrincipals, cidPrincipal(cid)) {
+		return errPrincipal
+	}
+	if err := t.admits(cid, string(cert.Key.Marshal())); err != nil {
+		return err
+	}
+	// CheckCert verifies the signature, the time and that there are no critical options.
+	checker := ssh.CertChecker{Clock: t.now}
+	if err := checker.CheckCert(cidPrincipal(cid), cert); err != nil {
+		return fmt.Errorf("%w: %w", errNotValid, err)
+	}
+	return nil
+}
+
+// admits says whether the member cid has this very key and was not deleted.
+func (t *trust) admits(cid config.CID, key string) error {
+	switch {
+	case t.revoked[cid] || t.badKeys[key]:
+		return errRevoked
+	case t.keys[cid] == "" || cid == t.id.CID:
+		return errNotMember
+	case t.keys[cid] != key:
+		return errOtherKey
+	}
+	return nil
+}

@@ -1,0 +1,365 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
+)
+
+const (
+	// joinChannel carries one request and one answer, both JSON, each ended by the end of the stream.
+	joinChannel     = "join@mailproxy"
+	joinVersion     = 1
+	maxRequestBytes = 64 << 10
+	maxReplyBytes   = 4 << 20
+)
+
+// JoinRequest is what a node that wants to join says of itself. Node has CID 0; its PublicKey must be the key of the connection.
+type JoinRequest struct {
+	Version int         `json:"version"`
+	Token   string      `json:"token"`
+	Node    config.Node `json:"node"`
+	// Client is the address that the request came from; set by the answering side.
+	Client string `json:"-"`
+}
+
+// JoinReply is what makes a node a member.
+type JoinReply struct {
+	ClusterID string          `json:"cluster_id"`
+	CID       config.CID      `json:"cid"`
+	Certs     Certs           `json:"certs"`
+	Nodes     []config.Node   `json:"nodes"` // all members, the new one among them
+	CAs       []config.CA     `json:"cas"`
+	Epoch     config.Epoch    `json:"epoch"`
+	Position  config.Position `json:"position"`
+}
+
+// Identity gives what SaveIdentity keeps of the reply.
+func (r JoinReply) Identity() Identity {
+	return Identity{ClusterID: r.ClusterID, CID: r.CID, Certs: r.Certs, Nodes: r.Nodes, CAs: r.CAs}
+}
+
+// JoinCode says why a join was refused; it is what travels, and what errors.Is goes by.
+type JoinCode string
+
+// The codes of this package. A cluster may send others.
+const (
+	CodeTokenUnknown  JoinCode = "token_unknown"
+	CodeTokenUsed     JoinCode = "token_used"
+	CodeTokenExpired  JoinCode = "token_expired"
+	CodeNotMaster     JoinCode = "not_master"
+	CodeNoCluster     JoinCode = "no_cluster"
+	CodeRevoked       JoinCode = "revoked"
+	CodeOtherIdentity JoinCode = "other_identity"
+	CodeBadRequest    JoinCode = "bad_request"
+	CodeTooMany       JoinCode = "too_many"
+	CodeInternal      JoinCode = "internal"
+)
+
+// sentinel gives the error that stands for a code, nil for a cluster's own.
+func (c JoinCode) sentinel() error {
+	switch c {
+	case CodeTokenUnknown:
+		return ErrTokenUnknown
+	case CodeTokenUsed:
+		return ErrTokenUsed
+	case CodeTokenExpired:
+		return ErrTokenExpired
+	case CodeNotMaster:
+		return ErrNotMaster
+	case CodeNoCluster:
+		return ErrNoCluster
+	case CodeRevoked:
+		return ErrRevoked
+	case CodeOtherIdentity:
+		return ErrOtherIdentity
+	case CodeBadRequest:
+		return ErrBadRequest
+	case CodeTooMany:
+		return ErrTooManyJoins
+	case CodeInternal:
+		return ErrJoinFailed
+	}
+	return nil
+}
+
+// A JoinError is the other side's refusal.
+type JoinError struct {
+	Code JoinCode `json:"code"`
+	// Text is for people; never anything secret.
+	Text string `json:"text"`
+	// MasterName and MasterAddress (host:port) are set with CodeNotMaster where the master is known.
+	MasterName    string `json:"master_name,omitempty"`
+	MasterAddress string `json:"master_address,omitempty"`
+}
+
+// Error gives the text, or what the code means.
+func (e *JoinError) Error() string {
+	switch s := e.Code.sentinel(); {
+	case e.Text != "":
+		return e.Text
+	case s != nil:
+		return s.Error()
+	}
+	return "join refused: " + string(e.Code)
+}
+
+// Is finds the code's sentinel.
+func (e *JoinError) Is(target error) bool { return target != nil && e.Code.sentinel() == target }
+
+// answer is what travels back: one of the two.
+type joinAnswer struct {
+	Error *JoinError `json:"error,omitempty"`
+	Reply *JoinReply `json:"reply,omitempty"`
+}
+
+// decodeRequest reads a request and checks the shape of what strangers may say.
+func decodeRequest(data []byte) (JoinRequest, error) {
+	var r JoinRequest
+	if len(data) > maxRequestBytes {
+		return r, fmt.Errorf("%w: longer than %d bytes", ErrBadRequest, maxRequestBytes)
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("%w: no JSON request", ErrBadRequest)
+	}
+	if r.Version != joinVersion {
+		return r, fmt.Errorf("%w: version %d of the exchange, want %d", ErrBadRequest, r.Version, joinVersion)
+	}
+	if r.Node.CID != 0 {
+		return r, fmt.Errorf("%w: it has a CID", ErrBadRequest)
+	}
+	if len(r.Node.Services) > 16 {
+		return r, fmt.Errorf("%w: %d services", ErrBadRequest, len(r.Node.Services))
+	}
+	for _, f := range append([]field{
+		{"token", r.Token, 256}, {"name", r.Node.Name, 253}, {"address", r.Node.Address, 300}, {"machine id", r.Node.MachineID, 64},
+		{"UUID", r.Node.UUID, 64},
+	}, serviceFields(r.Node.Services)...) {
+		if err := f.check(); err != nil {
+			return r, err
+		}
+	}
+	if host, port, err := net.SplitHostPort(r.Node.Address); err != nil || host == "" || port == "" {
+		return r, fmt.Errorf("%w: address is not host:port", ErrBadRequest)
+	}
+	if _, err := parsePublic(r.Node.PublicKey); err != nil {
+		return r, fmt.Errorf("%w: public key: %w", ErrBadRequest, err)
+	}
+	return r, nil
+}
+
+// A field of a request: a short word.
+type field struct {
+	name, value string
+	max         int
+}
+
+func serviceFields(services []string) []field {
+	var all []field
+	for _, s := range services {
+		all = append(all, field{"service", s, 32})
+	}
+	return all
+}
+
+func (f field) check() error {
+	if len(f.value) > f.max {
+		return fmt.Errorf("%w: %s is longer than %d bytes", ErrBadRequest, f.name, f.max)
+	}
+	if strings.ContainsFunc(f.value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%w: %s has characters that are not printable ASCII", ErrBadRequest, f.name)
+	}
+	return nil
+}
+
+// decodeAnswer reads an answer to the request of the node with this key, from the node with the host key that was pinned.
+func decodeAnswer(data []byte, own, host ssh.PublicKey) (JoinReply, error) {
+	var a joinAnswer
+	if len(data) > maxReplyBytes {
+		return JoinReply{}, fmt.Errorf("%w: longer than %d bytes", ErrBadReply, maxReplyBytes)
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return JoinReply{}, fmt.Errorf("%w: no JSON answer", ErrBadReply)
+	}
+	switch {
+	case a.Error != nil && a.Reply == nil:
+		e := *a.Error
+		e.Code = JoinCode(cleaned(string(e.Code), 64))
+		e.Text, e.MasterName, e.MasterAddress = cleaned(e.Text, 500), cleaned(e.MasterName, 253), cleaned(e.MasterAddress, 300)
+		return JoinReply{}, &e
+	case a.Reply == nil || a.Error != nil:
+		return JoinReply{}, fmt.Errorf("%w: neither a reply nor an error", ErrBadReply)
+	}
+	return *a.Reply, a.Reply.check(own, host)
+}
+
+// check refuses a reply by which this node would not be let in, or would not know the node that let it in.
+func (r *JoinReply) check(own, host ssh.PublicKey) error {
+	id := r.Identity()
+	if err := id.fits(own); err != nil {
+		return fmt.Errorf("%w: %w", ErrBadReply, err)
+	}
+	has := func(key ssh.PublicKey, cid config.CID) bool {
+		return slices.ContainsFunc(r.Nodes, func(n config.Node) bool {
+			k, err := parsePublic(n.PublicKey)
+			return err == nil && bytes.Equal(k.Marshal(), key.Marshal()) && (cid == 0 || n.CID == cid)
+		})
+	}
+	if !has(own, r.CID) {
+		return fmt.Errorf("%w: this node is not among the members", ErrBadReply)
+	}
+	if !has(host, 0) {
+		return fmt.Errorf("%w: the answering node is not among the members", ErrBadReply)
+	}
+	cert, err := parseCert(r.Certs.User)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBadReply, err)
+	}
+	if !slices.ContainsFunc(r.CAs, func(ca config.CA) bool { return ca.PublicKey == publicText(cert.SignatureKey) }) {
+		return fmt.Errorf("%w: certificate of a CA that is not listed", ErrBadReply)
+	}
+	return nil
+}
+
+// Join asks the node at addr (host:port) to let this one into its cluster. The host key must have the fingerprint; where that is
+// empty, confirm is asked with the one that was found, on a connection of its own that then ends. Nothing secret is sent before; a
+// mismatch or a no is ErrFingerprint. The other side's refusal is a *JoinError.
+func Join(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool,
+) (JoinReply, error) {
+	return joinWith(ctx, addr, fingerprint, key, req, confirm, defaultTiming())
+}
+
+func joinWith(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool, c timing,
+) (JoinReply, error) {
+	if fingerprint == "" {
+		found, err := HostFingerprint(ctx, addr)
+		if err != nil {
+			return JoinReply{}, err
+		}
+		if confirm == nil || !confirm(found) {
+			return JoinReply{}, fmt.Errorf("%w: %s at %s was not confirmed", ErrFingerprint, found, addr)
+		}
+		fingerprint = found
+	}
+	req.Version = joinVersion
+	req.Node.CID, req.Node.PublicKey = 0, key.Public()
+	text, err := json.Marshal(req)
+	if err != nil {
+		return JoinReply{}, err
+	}
+	// What the other side would refuse is better said here.
+	if _, err := decodeRequest(text); err != nil {
+		return JoinReply{}, err
+	}
+	var host ssh.PublicKey
+	pinned := func(_ string, _ net.Addr, presented ssh.PublicKey) error {
+		if found := ssh.FingerprintSHA256(presented); found != fingerprint {
+			return fmt.Errorf("%w: %s has %s, not %s", ErrFingerprint, addr, found, fingerprint)
+		}
+		host = presented
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.join)
+	defer cancel()
+	answer, err := exchange(ctx, addr, key, pinned, text)
+	if err != nil {
+		return JoinReply{}, fmt.Errorf("join at %s: %w", addr, err)
+	}
+	return decodeAnswer(answer, key.signer.PublicKey(), host)
+}
+
+// HostFingerprint gives the fingerprint of the host key at addr; who has it is not proven.
+func HostFingerprint(ctx context.Context, addr string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, defaultTiming().handshake)
+	defer cancel()
+	var found string
+	seen := errors.New("seen")
+	_, _, _, done, err := joinClient(ctx, addr, nil, func(_ string, _ net.Addr, presented ssh.PublicKey) error {
+		found = ssh.FingerprintSHA256(presented)
+		return seen
+	})
+	done()
+	if found == "" {
+		return "", fmt.Errorf("read host key of %s: %w", addr, err)
+	}
+	return found, nil
+}
+
+// joinClient connects as a node that wants to join; done ends the connection and is never nil.
+func joinClient(ctx context.Context, addr string, key *Key, hostKey ssh.HostKeyCallback,
+) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, func(), error) {
+	raw, err := (&net.Dialer{Timeout: defaultTiming().dial}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, nil, nil, func() {}, err
+	}
+	stop := context.AfterFunc(ctx, func() { raw.Close() }) // closed twice at worst
+	done := func() { stop(); raw.Close() }                 // as above
+	if at, ok := ctx.Deadline(); ok {
+		raw.SetDeadline(at) //nolint:errcheck // a closed conn fails in the handshake
+	}
+	client := &ssh.ClientConfig{
+		Config: algorithms(), User: joinUser, ClientVersion: version, HostKeyCallback: hostKey,
+		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
+	}
+	if key != nil {
+		client.Auth = []ssh.AuthMethod{ssh.PublicKeys(key.signer)}
+	}
+	c, channels, requests, err := ssh.NewClientConn(raw, addr, client)
+	return c, channels, requests, done, err
+}
+
+// exchange sends the request and gives the answer.
+func exchange(ctx context.Context, addr string, key *Key, hostKey ssh.HostKeyCallback, request []byte) ([]byte, error) {
+	c, channels, requests, done, err := joinClient(ctx, addr, key, hostKey)
+	if err != nil {
+		done()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+		return nil, err
+	}
+	var own owned
+	defer own.wait()
+	defer c.Close() // closed twice at worst
+	defer done()
+	own.spawn(func() { refuseChannels(channels) })
+	own.spawn(func() { ssh.DiscardRequests(requests) })
+	ch, channelRequests, err := c.OpenChannel(joinChannel, nil)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newConn(ch, channelRequests, Addr{0, joinUser}, Addr{0, joinUser}, time.Second, own.spawn, func(*conn) {})
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close() // nothing is left to say
+	if _, err := s.Write(request); err != nil {
+		return nil, err
+	}
+	if err := s.CloseWrite(); err != nil {
+		return nil, err
+	}
+	answer, err := io.ReadAll(io.LimitReader(s, maxReplyBytes+1))
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", err, ctx.Err())
+	}
+	return answer, err
+}
+
+// refuseChannels turns all channels away until the connection ends.
+func refuseChannels(channels <-chan ssh.NewChannel) {
+	for n := range channels {
+		n.Reject(ssh.Prohibited, "not allowed") //nolint:errcheck // the connection is gone, the loop ends
+	}
+}

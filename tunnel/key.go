@@ -1,0 +1,151 @@
+package tunnel
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
+)
+
+// The files of the key directory.
+const (
+	nodeKeyFile  = "node.key"
+	caKeyFile    = "ca.key"
+	hostCertFile = "host-cert.pub"
+	userCertFile = "user-cert.pub"
+	identityFile = "identity.json"
+	trustFile    = "trust.json"
+)
+
+// Key is a node's own key: Ed25519, in OpenSSH's PEM form. It is made once and is the node's identity in all clusters.
+type Key struct{ signer ssh.Signer }
+
+// LoadOrMakeKey reads node.key in dir, or makes it. Two that make it at once get the same key. ErrKeyMode when others can read it,
+// ErrBadKey when it is no key.
+func LoadOrMakeKey(dir string) (*Key, error) {
+	signer, _, err := loadOrMake(dir, nodeKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &Key{signer}, nil
+}
+
+// Public gives the public key in authorized_keys form, without comment.
+func (k *Key) Public() string { return publicText(k.signer.PublicKey()) }
+
+// Fingerprint gives "SHA256:" and 43 characters of base64, as ssh-keygen -l does.
+func (k *Key) Fingerprint() string { return ssh.FingerprintSHA256(k.signer.PublicKey()) }
+
+func publicText(key ssh.PublicKey) string {
+	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
+}
+
+// loadOrMake gives the signer in a file and when the file was made.
+func loadOrMake(dir, name string) (ssh.Signer, time.Time, error) {
+	d, err := openKeyDir(dir)
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("open key directory: %w", err)
+	}
+	defer d.close()
+	signer, made, err := d.loadSigner(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return signer, made, err
+	}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	block, err := ssh.MarshalPrivateKey(private, "mailproxy")
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if err := d.create(name, pem.EncodeToMemory(block)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, time.Time{}, fmt.Errorf("write %s: %w", name, err)
+	}
+	return d.loadSigner(name)
+}
+
+func (d *keyDir) loadSigner(name string) (ssh.Signer, time.Time, error) {
+	info, err := d.root.Stat(name)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, time.Time{}, fmt.Errorf("%s: %w: mode %04o, want 0600", name, ErrKeyMode, info.Mode().Perm())
+	}
+	data, err := d.read(name)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	signer, err := ssh.ParsePrivateKey(data)
+	if err != nil || signer.PublicKey().Type() != ssh.KeyAlgoED25519 {
+		// The parser's error may quote the file.
+		return nil, time.Time{}, fmt.Errorf("%s: %w", name, ErrBadKey)
+	}
+	return signer, info.ModTime().UTC().Truncate(time.Second), nil
+}
+
+// parsePublic reads an Ed25519 key in authorized_keys form; a comment is dropped, options and certificates are refused.
+func parsePublic(text string) (ssh.PublicKey, error) {
+	if len(text) > 1024 {
+		return nil, ErrBadKey
+	}
+	key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(text))
+	if err != nil || len(options) > 0 || len(rest) > 0 || key.Type() != ssh.KeyAlgoED25519 {
+		return nil, ErrBadKey
+	}
+	return key, nil
+}
+
+// Fingerprint gives the fingerprint of a public key in authorized_keys form; ErrBadKey where it is none.
+func Fingerprint(publicKey string) (string, error) {
+	key, err := parsePublic(publicKey)
+	if err != nil {
+		return "", err
+	}
+	return ssh.FingerprintSHA256(key), nil
+}
+
+// CA signs node certificates. Its private key stays in the key directory of the node that made it.
+type CA struct {
+	signer ssh.Signer
+	made   time.Time
+	now    func() time.Time
+}
+
+// LoadOrMakeCA reads ca.key in dir, or makes it.
+func LoadOrMakeCA(dir string) (*CA, error) {
+	signer, made, err := loadOrMake(dir, caKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{signer: signer, made: made, now: time.Now}, nil
+}
+
+// LoadCA reads ca.key in dir; fs.ErrNotExist where this node has made none.
+func LoadCA(dir string) (*CA, error) {
+	d, err := openKeyDirToRead(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	signer, made, err := d.loadSigner(caKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{signer: signer, made: made, now: time.Now}, nil
+}
+
+// Config gives the CA's row, made by the node cid.
+func (c *CA) Config(cid config.CID) config.CA {
+	key := c.signer.PublicKey()
+	return config.CA{Fingerprint: ssh.FingerprintSHA256(key), PublicKey: publicText(key), CID: cid, CreatedAt: c.made}
+}

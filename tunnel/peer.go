@@ -1,0 +1,390 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
+)
+
+// A peer is another member. Its fields but cid, in, out and kick are guarded by Tunnel.mu.
+//
+//	           dial, or the peer dials             last session ends
+//	waiting ──────────────────────────> connected ──────────────────> waiting (back-off)
+//	   └─ dial fails: back-off doubled, up to its maximum, with jitter
+type peer struct {
+	cid  config.CID
+	node config.Node
+	// in and out count channels that the peer opened and that we did.
+	in, out *slots
+	// kick asks for an attempt now.
+	kick chan struct{}
+	// stop ends the goroutines of this peer, which close done; nil while they do not run.
+	stop context.CancelFunc
+	done chan struct{}
+	// after is the done of a peer of the same CID that left a moment ago; nil for none.
+	after <-chan struct{}
+	// sessions in the order in which they came up.
+	sessions []*session
+	// changed is closed and replaced when sessions or attempts change.
+	changed  chan struct{}
+	dialling bool
+	attempts int // finished ones
+	tried    time.Time
+	since    time.Time // when connected became what it is
+	heard    time.Time // of sessions that ended
+	lasted   time.Duration
+	err      error // of the last attempt or session
+}
+
+// PeerState says how it stands with one peer.
+type PeerState struct {
+	CID       config.CID `json:"cid"`
+	Connected bool       `json:"connected"`
+	// Since is when Connected became what it is; zero before the first connection.
+	Since time.Time `json:"since,omitzero"`
+	// LastSeen is when the last bytes came from the peer; zero for never since this start.
+	LastSeen time.Time `json:"last_seen,omitzero"`
+	// Dialler is the side that made the connection.
+	Dialler config.CID `json:"dialler,omitempty"`
+	// Err is why there is no connection, or what is wrong with the peer's sockets; empty for nothing.
+	Err string `json:"err,omitempty"`
+}
+
+func newPeer(n config.Node) *peer {
+	return &peer{
+		cid: n.CID, node: n, kick: make(chan struct{}, 1), changed: make(chan struct{}), done: make(chan struct{}),
+		in: &slots{all: maxChannels, each: maxChannels}, out: &slots{all: maxChannels, each: maxChannels},
+	}
+}
+
+// bestLocked is the session that takes new channels: the newest of those that the lower CID dialled, else the newest. Both sides come
+// to the same answer by themselves.
+func (p *peer) bestLocked() *session {
+	var best *session
+	for _, s := range p.sessions {
+		if s.reason() != nil {
+			continue // closed, and on its way out
+		}
+		lower := min(s.self, s.cid)
+		if best == nil || s.dialler == lower || best.dialler != lower {
+			best = s
+		}
+	}
+	return best
+}
+
+func (p *peer) changedLocked() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// Peers gives the state of each peer, by CID.
+func (t *Tunnel) Peers() []PeerState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]PeerState, 0, len(t.peers))
+	for _, p := range t.peers {
+		st := PeerState{CID: p.cid, Since: p.since, LastSeen: p.heard}
+		if s := p.bestLocked(); s != nil {
+			st.Connected, st.Dialler = true, s.dialler
+		} else if p.err != nil {
+			st.Err = p.err.Error()
+		}
+		for _, s := range p.sessions {
+			if why := s.reason(); why != nil && !st.Connected {
+				st.Err = why.Error() // on its way out
+			}
+			if at := s.wire.lastHeard(); at.After(st.LastSeen) {
+				st.LastSeen = at
+			}
+		}
+		if t.socketErr[p.cid] != nil && st.Err == "" {
+			st.Err = t.socketErr[p.cid].Error()
+		}
+		all = append(all, st)
+	}
+	slices.SortFunc(all, func(a, b PeerState) int { return int(a.CID) - int(b.CID) })
+	return all
+}
+
+// add registers an authenticated connection, if the peer is still allowed.
+func (t *Tunnel) add(s *session) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.running {
+		return errStopped
+	}
+	// What allowed the connection may have changed during the handshake.
+	if err := t.allowsLocked(s); err != nil {
+		return err
+	}
+	p := t.peers[s.cid]
+	s.peer = p
+	if len(p.sessions) == 0 {
+		p.since = s.since
+	}
+	p.sessions = append(p.sessions, s)
+	p.err = nil
+	if len(p.sessions) > maxConnections {
+		for _, old := range p.sessions {
+			if old != p.bestLocked() {
+				old.close(errTooMany)
+				break
+			}
+		}
+	}
+	p.changedLocked()
+	for _, other := range p.sessions {
+		t.retireLocked(p, other)
+	}
+	t.o.Log.Info().Int("node", int(s.cid)).Str("address", s.wire.RemoteAddr().String()).Int("dialler", int(s.dialler)).Msg("tunnel.up")
+	return nil
+}
+
+// allowsLocked says whether a session is one that the present trust would let in.
+func (t *Tunnel) allowsLocked(s *session) error {
+	if s.self != t.trust.id.CID || s.cluster != t.trust.id.ClusterID {
+		return errSelfMoved
+	}
+	if err := t.trust.admits(s.cid, s.key); err != nil {
+		return fmt.Errorf("%w: %w", errCut, err)
+	}
+	if t.peers[s.cid] == nil {
+		return errNotMember
+	}
+	return nil
+}
+
+// remove takes an ended session out.
+func (t *Tunnel) remove(s *session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := s.peer
+	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
+	if at := s.wire.lastHeard(); at.After(p.heard) {
+		p.heard = at
+	}
+	why := s.reason()
+	if len(p.sessions) == 0 {
+		p.since, p.lasted, p.err = time.Now(), time.Since(s.since), why
+	}
+	p.changedLocked()
+	level := zerolog.WarnLevel
+	if errors.Is(why, errSurplus) || errors.Is(why, errStopped) {
+		level = zerolog.InfoLevel
+	}
+	t.repeats.log(t.o.Log.WithLevel(level), "tunnel.down", fmt.Sprint(s.cid, errors.Is(why, errSurplus)), func(e *zerolog.Event) {
+		e.Int("node", int(s.cid)).Str("err", why.Error()).Int64("took_ms", time.Since(s.since).Milliseconds())
+	})
+}
+
+// idle is called when a channel of s has ended.
+func (t *Tunnel) idle(s *session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retireLocked(s.peer, s)
+}
+
+// retireLocked lets a surplus session go once it has had no channel for a while. Each side does that by its own count; a channel that
+// the other side opens at that moment was not yet taken, and its Dial goes to the other connection.
+func (t *Tunnel) retireLocked(p *peer, s *session) {
+	if p.bestLocked() == s || s.channels() > 0 {
+		return
+	}
+	s.owned.spawn(func() {
+		timer := time.NewTimer(t.timing.surplus)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-s.ctx.Done():
+			return
+		}
+		t.mu.Lock()
+		gone := p.bestLocked() != s && s.channels() == 0
+		t.mu.Unlock()
+		if gone {
+			s.close(errSurplus)
+		}
+	})
+}
+
+// runPeer serves what belongs to one peer until ctx ends.
+func (t *Tunnel) runPeer(ctx context.Context, p *peer) {
+	defer close(p.done)
+	if p.after != nil {
+		<-p.after // it removes its sockets, which have the names of ours
+	}
+	var parts sync.WaitGroup
+	if t.o.PeerDir != nil {
+		parts.Go(func() { t.serveSockets(ctx, p) })
+	}
+	t.keep(ctx, p)
+	parts.Wait()
+}
+
+// keep dials the peer whenever there is no connection, until ctx ends.
+func (t *Tunnel) keep(ctx context.Context, p *peer) {
+	backoff := t.timing.backoffMin
+	t.mu.Lock()
+	next := time.Now()
+	if t.trust.id.CID > p.cid {
+		next = next.Add(jitter(t.timing.second))
+	}
+	t.mu.Unlock()
+	for up := false; ctx.Err() == nil; {
+		t.mu.Lock()
+		was := up
+		up = len(p.sessions) > 0
+		lasted, changed := p.lasted, p.changed
+		t.mu.Unlock()
+		if up {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if was {
+			// A connection that does not last is no success.
+			if lasted >= t.timing.steady {
+				backoff = t.timing.backoffMin
+			} else {
+				backoff = min(2*backoff, t.timing.backoffMax)
+			}
+			next = time.Now().Add(jitter(backoff))
+		}
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-p.kick:
+			next = time.Now()
+		case <-timer.C:
+			// Set here, since a connection may come and go before the next look.
+			if up = t.attempt(ctx, p); !up {
+				backoff = min(2*backoff, t.timing.backoffMax)
+				next = time.Now().Add(jitter(backoff))
+			}
+		}
+		timer.Stop()
+	}
+}
+
+// jitter gives a time between a half of d and d, so that nodes that lost each other at once do not dial at once.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+
+// attempt dials once and says whether a connection came of it.
+func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
+	t.mu.Lock()
+	p.dialling = true
+	address, tr := p.node.Address, t.trust
+	t.mu.Unlock()
+	err := t.connect(ctx, p.cid, address, tr)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.dialling = false
+	p.attempts++
+	p.tried = time.Now()
+	up := len(p.sessions) > 0
+	// How the last connection ended says more than that there is nowhere to dial.
+	if err != nil && !up && (p.err == nil || !errors.Is(err, errNoAddress)) {
+		p.err = err
+	}
+	p.changedLocked()
+	if err != nil && ctx.Err() == nil && !up {
+		t.repeats.log(t.o.Log.Warn(), "tunnel.unreachable", fmt.Sprint(p.cid, err), func(e *zerolog.Event) {
+			e.Int("node", int(p.cid)).Str("address", address).Str("err", err.Error())
+		})
+	}
+	return err == nil || up
+}
+
+// connect makes an authenticated connection to the peer's tunnel.
+func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr *trust) error {
+	if address == "" {
+		return errNoAddress
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, t.timing.dial)
+	defer cancel()
+	raw, err := (&net.Dialer{KeepAlive: t.timing.dead}).DialContext(dialCtx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	w := newWire(raw, t.timing.dead)
+	stop := context.AfterFunc(ctx, func() { raw.Close() }) // closed twice at worst
+	defer stop()
+	raw.SetDeadline(time.Now().Add(t.timing.handshake)) //nolint:errcheck // a closed conn fails in the handshake
+	var key string
+	client := &ssh.ClientConfig{
+		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: version,
+		Auth:              []ssh.AuthMethod{ssh.PublicKeys(tr.user)},
+		HostKeyAlgorithms: []string{ssh.CertAlgoED25519v01},
+		HostKeyCallback: func(_ string, _ net.Addr, presented ssh.PublicKey) error {
+			if err := tr.check(presented, ssh.HostCert, cid); err != nil {
+				return fmt.Errorf("%w: %w", errPeerNotTrusted, err)
+			}
+			key = string(presented.(*ssh.Certificate).Key.Marshal())
+			return nil
+		},
+	}
+	c, channels, requests, err := ssh.NewClientConn(w, address, client)
+	if err != nil {
+		return handshakeError(err, key != "")
+	}
+	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
+	return t.start(&session{
+		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, ssh: c, wire: w,
+	}, channels, requests)
+}
+
+var (
+	errNoAddress      = errors.New("its address is not known, and it has not connected")
+	errPeerNotTrusted = errors.New("node at that address is not trusted")
+	errNotLetIn       = errors.New("node does not let this one in")
+)
+
+// handshakeError says which side did not trust the other, as far as that can be known.
+func handshakeError(err error, hostTrusted bool) error {
+	var network net.Error
+	if errors.Is(err, errPeerNotTrusted) || errors.As(err, &network) || !hostTrusted {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errNotLetIn, err)
+}
+
+// start adds a session and runs it in a goroutine of the tunnel.
+func (t *Tunnel) start(s *session, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) error {
+	s.t, s.since, s.conns = t, time.Now(), map[*conn]struct{}{}
+	t.mu.Lock()
+	ctx := t.ctx
+	t.mu.Unlock()
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	err := t.add(s)
+	if err == nil && t.owned.spawn(func() { s.run(channels, requests) }) {
+		return nil
+	}
+	if err == nil {
+		t.remove(s)
+		err = errStopped
+	}
+	s.cancel()
+	s.ssh.Close() // it is closed then
+	// The connection's own goroutines end once these are drained.
+	t.owned.spawn(func() { ssh.DiscardRequests(requests) })
+	t.owned.spawn(func() {
+		for n := range channels {
+			n.Reject(ssh.Prohibited, "not allowed") //nolint:errcheck // the connection is closed
+		}
+	})
+	return err
+}

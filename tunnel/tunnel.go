@@ -1,0 +1,389 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/config"
+)
+
+// The services that every node offers to its peers.
+const (
+	ServicePostgres = "postgres"
+	ServiceControl  = "control"
+)
+
+// Handler serves one stream from a peer and returns. The stream is closed behind it; ctx ends when the connection to the peer does,
+// the peer is no longer allowed, or the tunnel stops.
+type Handler func(ctx context.Context, from config.CID, conn net.Conn)
+
+// Options are what a Tunnel is made of.
+type Options struct {
+	// Listen is where peers and joining nodes connect, as host:port; with none, this node only dials.
+	Listen []string
+	// KeyDir is the key directory, see config.Local.
+	KeyDir string
+	// PeerDir gives the directory for the sockets of a peer's services; nil: no sockets.
+	PeerDir func(config.CID) string
+	// Services are what the gate opens to members, by name.
+	Services map[string]Handler
+	// Join answers a node that wants to join; nil: none may. Its errors should be a *JoinError.
+	Join func(context.Context, JoinRequest) (JoinReply, error)
+	Log  zerolog.Logger
+	// Now is the clock for certificates; nil: time.Now.
+	Now func() time.Time
+}
+
+// Tunnel holds this node's connections with its peers. All methods may be called at once.
+type Tunnel struct {
+	o        Options
+	timing   timing
+	repeats  *repeats
+	joins    *buckets // join attempts by address
+	joining  *slots   // join exchanges under way
+	stranger *slots   // connections before authentication
+	dirty    chan struct{}
+	owned    owned
+
+	reload sync.Mutex // one Reload at a time
+
+	// mu guards what follows, and the peers' fields.
+	mu        sync.Mutex
+	ctx       context.Context
+	running   bool
+	self      *trust // who this node is, as last read
+	trust     *trust // and whom it lets in
+	peers     map[config.CID]*peer
+	left      map[config.CID]<-chan struct{} // done of the last peer of a CID that left
+	socketErr map[config.CID]error
+	listeners []net.Listener
+}
+
+// New makes a tunnel that believes nobody until Reload.
+func New(o Options) *Tunnel {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	t := &Tunnel{
+		o: o, dirty: make(chan struct{}, 1), ctx: context.Background(), peers: map[config.CID]*peer{},
+		left: map[config.CID]<-chan struct{}{}, socketErr: map[config.CID]error{}, trust: &trust{now: o.Now},
+		joining:  &slots{all: maxJoins, each: maxJoins},
+		stranger: &slots{all: maxStrangers, each: maxStrangersPerHost},
+	}
+	t.setTiming(defaultTiming())
+	return t
+}
+
+func (t *Tunnel) setTiming(c timing) {
+	t.timing = c
+	t.repeats = &repeats{every: c.repeatedEvery}
+	t.joins = &buckets{burst: joinBurst, every: c.joinEvery}
+}
+
+// Listen opens the listeners and reads or makes the node's key: what may need root. Run calls it where nobody has.
+// ErrPathTooLong where the peers' sockets could not be made.
+func (t *Tunnel) Listen() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.listeners != nil {
+		return nil
+	}
+	if t.o.PeerDir != nil {
+		for service := range t.o.Services {
+			if _, err := socketPath(t.o.PeerDir(99999), service); err != nil {
+				return err
+			}
+		}
+	}
+	if err := t.readSelfLocked(); err != nil {
+		return err
+	}
+	listeners := []net.Listener{}
+	for _, address := range t.o.Listen {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close() // nothing was accepted
+			}
+			return err
+		}
+		listeners = append(listeners, l)
+	}
+	t.listeners = listeners
+	return nil
+}
+
+// readSelfLocked reads or makes this node's key, unless Reload has.
+func (t *Tunnel) readSelfLocked() error {
+	if t.self != nil {
+		return nil
+	}
+	self, err := loadSelf(t.o.KeyDir, t.o.Now)
+	if err != nil {
+		// The key is needed for joining nodes; a broken identity is Reload's to report.
+		key, kerr := LoadOrMakeKey(t.o.KeyDir)
+		if kerr != nil {
+			return fmt.Errorf("node key: %w", kerr)
+		}
+		self = &trust{key: key, now: t.o.Now}
+	}
+	t.self, t.trust = self, &trust{key: self.key, now: t.o.Now}
+	return nil
+}
+
+// Addrs gives where the tunnel listens.
+func (t *Tunnel) Addrs() []net.Addr {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]net.Addr, 0, len(t.listeners))
+	for _, l := range t.listeners {
+		all = append(all, l.Addr())
+	}
+	return all
+}
+
+// Run serves until ctx ends, and returns nil when all that it started has ended; an error only where Listen gives one. It runs once.
+//
+// The stop order: listeners and diallers first, so that nothing new comes; then the sockets; then the connections, which end the
+// handlers.
+func (t *Tunnel) Run(ctx context.Context) error {
+	if err := t.Listen(); err != nil {
+		return err
+	}
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	t.mu.Lock()
+	t.ctx, t.running = inner, true
+	listeners := t.listeners
+	t.mu.Unlock()
+	var outer owned // listeners, diallers, sockets
+	for _, l := range listeners {
+		t.o.Log.Info().Str("address", l.Addr().String()).Msg("tunnel.listen")
+		outer.spawn(func() { t.listen(ctx, l) })
+	}
+	t.clearSockets()
+	t.wake()
+	for ctx.Err() == nil {
+		select {
+		case <-t.dirty:
+			t.reconcile(ctx, &outer)
+		case <-ctx.Done():
+		}
+	}
+	t.mu.Lock()
+	t.running = false
+	for _, p := range t.peers {
+		if p.stop != nil {
+			p.stop()
+		}
+	}
+	t.mu.Unlock()
+	for _, l := range listeners {
+		l.Close() // closed already
+	}
+	outer.wait()
+	cancel()
+	t.owned.wait()
+	return nil
+}
+
+func (t *Tunnel) wake() {
+	select {
+	case t.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// reconcile starts what serves new peers and stops what served those that left.
+func (t *Tunnel) reconcile(ctx context.Context, outer *owned) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.peers {
+		if p.stop != nil {
+			continue
+		}
+		peerCtx, stop := context.WithCancel(ctx)
+		p.stop = stop
+		outer.spawn(func() { t.runPeer(peerCtx, p) })
+	}
+}
+
+// Reload takes this node's identity from the key directory and members, CAs and deleted nodes from the snapshot, or, while that is
+// not of this node's cluster (just joined, database lost), those that were last known. Connections that are no longer allowed are cut
+// before it returns. nil is a snapshot of no cluster. What is wrong with identity or snapshot is logged; what is right is in force.
+func (t *Tunnel) Reload(s *config.Snapshot) {
+	t.reload.Lock()
+	defer t.reload.Unlock()
+	t.mu.Lock()
+	self := t.self
+	t.mu.Unlock()
+	fresh, err := loadSelf(t.o.KeyDir, t.o.Now)
+	switch {
+	case err == nil:
+		self = fresh
+	case self == nil:
+		t.complain(err)
+		return
+	default:
+		t.complain(err) // who this node was a moment ago it still is; a deleted peer must be cut all the same
+	}
+	tr, err := self.with(s)
+	if err != nil {
+		t.complain(err)
+	}
+	if tr.member() {
+		if err := keepTrusted(t.o.KeyDir, tr); err != nil {
+			t.complain(fmt.Errorf("keep the list of members: %w", err))
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.self, t.trust = self, tr
+	t.takePeersLocked()
+	t.wake()
+}
+
+func (t *Tunnel) complain(err error) {
+	t.repeats.log(t.o.Log.Error(), "tunnel.config_refused", err.Error(), func(e *zerolog.Event) { e.Str("err", err.Error()) })
+}
+
+// takePeersLocked makes the peers those of the trust, and cuts sessions that it no longer allows.
+func (t *Tunnel) takePeersLocked() {
+	for cid, n := range t.trust.nodes {
+		if t.trust.admits(cid, t.trust.keys[cid]) != nil {
+			continue
+		}
+		p := t.peers[cid]
+		if p == nil {
+			p = newPeer(n)
+			p.after = t.left[cid]
+			t.peers[cid] = p
+			continue
+		}
+		if p.node.Address != n.Address {
+			p.kickNow()
+		}
+		p.node = n
+	}
+	for cid, p := range t.peers {
+		if t.trust.admits(cid, t.trust.keys[cid]) != nil {
+			if p.stop != nil {
+				p.stop()
+				t.left[cid] = p.done
+			}
+			delete(t.peers, cid)
+			delete(t.socketErr, cid)
+			p.changedLocked() // who waits for a connection learns that there is none to come
+		}
+		for _, s := range slices.Clone(p.sessions) {
+			if err := t.allowsLocked(s); err != nil {
+				s.close(err)
+			}
+		}
+	}
+}
+
+func (p *peer) kickNow() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Dial opens a stream to a service of the peer. Where there is no connection it asks for an attempt at once and waits for its outcome
+// (or, within a second of the last one, gives that), at most until ctx ends. ErrUnknownPeer, ErrUnreachable, ErrRefused. The caller
+// closes the stream.
+func (t *Tunnel) Dial(ctx context.Context, cid config.CID, service string) (net.Conn, error) {
+	for tries := 1; ; tries++ {
+		s, err := t.session(ctx, cid)
+		if err != nil {
+			return nil, fmt.Errorf("dial node %d: %w", cid, err)
+		}
+		c, err := s.dial(ctx, service)
+		switch {
+		case err == nil:
+			return c, nil
+		case errors.Is(err, ErrLost) && tries < 3:
+			// The peer never took the channel: it may have just ended a surplus connection.
+		case errors.Is(err, ErrLost):
+			return nil, fmt.Errorf("dial %s at node %d: %w: %w", service, cid, ErrUnreachable, err)
+		default:
+			return nil, fmt.Errorf("dial %s at node %d: %w", service, cid, err)
+		}
+	}
+}
+
+// session gives the connection for new channels to a peer, or waits for one.
+func (t *Tunnel) session(ctx context.Context, cid config.CID) (*session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[cid]
+	if p == nil {
+		return nil, ErrUnknownPeer
+	}
+	if s := p.bestLocked(); s != nil {
+		return s, nil
+	}
+	if !t.running {
+		return nil, fmt.Errorf("%w: the tunnel is not running", ErrUnreachable)
+	}
+	seen := p.attempts
+	if !p.dialling {
+		if p.err != nil && time.Since(p.tried) < t.timing.kick {
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, p.err)
+		}
+		p.kickNow()
+	}
+	for {
+		changed := p.changed
+		t.mu.Unlock()
+		var err error
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		t.mu.Lock()
+		if t.peers[cid] != p {
+			return nil, ErrUnknownPeer
+		}
+		if s := p.bestLocked(); s != nil {
+			return s, nil
+		}
+		switch {
+		case err != nil && p.err != nil:
+			return nil, fmt.Errorf("%w: %w: %w", ErrUnreachable, p.err, err)
+		case err != nil:
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		case p.attempts > seen && p.err != nil:
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, p.err)
+		case !t.running:
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, errStopped)
+		}
+	}
+}
+
+// refused logs that something from the network was turned away; cid is 0 where it is not known who it was.
+func (t *Tunnel) refused(client net.Addr, cid config.CID, reason string) {
+	key := hostOf(client) + " " + reason
+	t.repeats.log(t.o.Log.Warn(), "tunnel.refused", key, func(e *zerolog.Event) {
+		if cid > 0 {
+			e.Int("node", int(cid))
+		}
+		e.Str("client", client.String()).Str("reason", reason)
+	})
+}
+
+// serviceNames gives the gate's services in a fixed order.
+func (t *Tunnel) serviceNames() []string {
+	return slices.SortedFunc(maps.Keys(t.o.Services), strings.Compare)
+}

@@ -1,0 +1,114 @@
+package tunnel
+
+import (
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// algorithms restricts both sides to what is fast and sound: X25519 (with ML-KEM where both know it) and AES-GCM.
+func algorithms() ssh.Config {
+	return ssh.Config{
+		KeyExchanges: []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519},
+		Ciphers:      []string{ssh.CipherAES256GCM, ssh.CipherAES128GCM},
+	}
+}
+
+// version is what both sides announce; it names no version of the software to strangers.
+const version = "SSH-2.0-mailproxy"
+
+// timing holds the package's time constants. Tests shorten them.
+type timing struct {
+	keepAlive     time.Duration // between keep-alive requests
+	dead          time.Duration // silence after which a connection is cut
+	dial          time.Duration // for connecting
+	handshake     time.Duration // from connecting to authenticated
+	backoffMin    time.Duration
+	backoffMax    time.Duration
+	steady        time.Duration // a connection that lasted so long resets the back-off
+	second        time.Duration // how long the higher CID leaves the first attempt to the lower
+	surplus       time.Duration // how long a surplus connection without channels is kept
+	kick          time.Duration // Dial starts no attempt earlier than this after the last
+	linger        time.Duration // for a closed stream to send its rest
+	join          time.Duration // for a whole join exchange
+	startup       time.Duration // for a PostgreSQL client to send its startup message
+	joinEvery     time.Duration // one more join attempt per address, after joinBurst
+	repeatedEvery time.Duration // the same event in the log
+}
+
+func defaultTiming() timing {
+	return timing{
+		keepAlive: 3 * time.Second, dead: 9 * time.Second, dial: 5 * time.Second, handshake: 10 * time.Second,
+		backoffMin: 200 * time.Millisecond, backoffMax: 15 * time.Second, steady: 10 * time.Second,
+		second: 150 * time.Millisecond, surplus: time.Second, kick: time.Second, linger: 5 * time.Second,
+		join: time.Minute, startup: 10 * time.Second, joinEvery: 2 * time.Second, repeatedEvery: 30 * time.Second,
+	}
+}
+
+// Bounds on what peers and strangers may hold.
+const (
+	maxChannels          = 64 // per peer and direction
+	maxConnections       = 4  // per peer
+	maxStrangers         = 64 // connections that have not authenticated
+	maxStrangersPerHost  = 16
+	maxAuthTries         = 2
+	maxJoins             = 8 // at once
+	joinBurst            = 10
+	maxSocketConnections = 64 // per socket of a peer
+)
+
+// tcpUserTimeout is TCP_USER_TIMEOUT of linux/tcp.h, which package syscall does not name: how long sent data may stay unacknowledged
+// until the kernel gives the connection up, in milliseconds.
+const tcpUserTimeout = 18
+
+// A wire is the connection under SSH; it knows when the last bytes came in.
+type wire struct {
+	net.Conn
+	start time.Time    // with its monotonic clock
+	heard atomic.Int64 // nanoseconds since start
+}
+
+func newWire(c net.Conn, dead time.Duration) *wire {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			// Best effort: our own keep-alives notice too, this one frees what the kernel holds.
+			raw.Control(func(fd uintptr) { //nolint:errcheck // as above
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(dead.Milliseconds())) //nolint:errcheck // as above
+			})
+		}
+	}
+	return &wire{Conn: c, start: time.Now()}
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if n > 0 {
+		w.heard.Store(int64(time.Since(w.start)))
+	}
+	return n, err
+}
+
+// silence is how long nothing came in.
+func (w *wire) silence() time.Duration { return time.Since(w.start) - time.Duration(w.heard.Load()) }
+
+// lastHeard is when the last bytes came in.
+func (w *wire) lastHeard() time.Time { return w.start.Add(time.Duration(w.heard.Load())) }
+
+// hostOf gives the address without the port, IPv6 addresses as their /64: what one stranger can have many of.
+func hostOf(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return addr.String()
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if ip.Is4() {
+		return ip.String()
+	}
+	if p, err := ip.Prefix(64); err == nil {
+		return p.String()
+	}
+	return ip.String()
+}
