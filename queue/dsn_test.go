@@ -1,0 +1,230 @@
+package queue
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"mime"
+	"mime/multipart"
+	netmail "net/mail"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+
+	"mailproxy/mail"
+	"mailproxy/relay"
+)
+
+func readAll(t testing.TB, c mail.Content) string {
+	t.Helper()
+	b, err := io.ReadAll(io.NewSectionReader(c, 0, c.Size()))
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b)
+}
+
+type part struct {
+	header textproto.MIMEHeader
+	body   string
+}
+
+// parseDSN reads a DSN with the standard library, and checks what holds for every one.
+func parseDSN(t *testing.T, raw string) (netmail.Header, []part) {
+	t.Helper()
+	if strings.Contains(strings.ReplaceAll(raw, "\r\n", ""), "\n") || strings.Contains(strings.ReplaceAll(raw, "\r\n", ""), "\r") {
+		t.Error("bare CR or LF")
+	}
+	for line := range strings.SplitSeq(raw, "\r\n") {
+		if len(line) > 998 {
+			t.Errorf("line of %d octets", len(line))
+		}
+	}
+	m, err := netmail.ReadMessage(strings.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind, params, err := mime.ParseMediaType(m.Header.Get("Content-Type"))
+	if err != nil || kind != "multipart/report" || params["report-type"] != "delivery-status" {
+		t.Fatalf("%s %v %v", kind, params, err)
+	}
+	var parts []part
+	r := multipart.NewReader(m.Body, params["boundary"])
+	for {
+		p, err := r.NextPart() // decodes quoted-printable
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, part{p.Header, string(b)})
+	}
+	if len(parts) != 3 {
+		t.Fatalf("%d parts", len(parts))
+	}
+	return m.Header, parts
+}
+
+// fieldsOf gives the blocks of a delivery-status part.
+func fieldsOf(t *testing.T, body string) (out []textproto.MIMEHeader) {
+	t.Helper()
+	r := textproto.NewReader(bufio.NewReader(strings.NewReader(body)))
+	for {
+		h, err := r.ReadMIMEHeader()
+		if len(h) > 0 {
+			out = append(out, h)
+		}
+		if err == io.EOF {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDSN(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	content := "Subject: hello\r\nX-Long: " + strings.Repeat("y", 2000) + "\r\nX-8: \xfc\r\n--=_x\r\n\r\nsecret body\r\n"
+	e := &mail.Envelope{ReversePath: path(`"a b"@a.test`), ReceivedAt: time.Now()}
+	id, err := q.DSN(context.Background(), e, []relay.Result{
+		{Path: path("ok@b.test"), Reply: &mail.Reply{Code: 250}},
+		{Path: path("no@b.test"), Hop: "mx.b.test:25", Reply: &mail.Reply{Code: 550, Enhanced: [3]int{5, 1, 1}, Text: "no\nsuch user"}},
+		{Path: path("bare@b.test"), Reply: &mail.Reply{Code: 554, Text: strings.Repeat("long ", 600)}},
+	}, strings.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	item, _, err := q.Show(id)
+	if err != nil || !item.ReversePath.IsNull() || len(item.ForwardPaths) != 1 || item.ForwardPaths[0] != e.ReversePath {
+		t.Fatalf("item %+v, %v", item, err)
+	}
+	m, err := q.files.open(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	raw := readAll(t, m.content)
+	if strings.IndexFunc(raw, func(r rune) bool { return r >= 0x80 }) >= 0 || strings.Contains(raw, "secret body") {
+		t.Errorf("8-bit, or more than the header:\n%s", raw)
+	}
+	h, parts := parseDSN(t, raw)
+	to, err := netmail.ParseAddress(h.Get("To"))
+	if err != nil || to.Address != "a b@a.test" || h.Get("Auto-Submitted") != "auto-replied" || h.Get("Message-Id") == "" {
+		t.Errorf("header %v, %v", h, err)
+	}
+	if _, err := h.Date(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(parts[0].body, "<no@b.test>:\r\n    host mx.b.test:25 said: 550 5.1.1 no such user") {
+		t.Errorf("text:\n%s", parts[0].body)
+	}
+	if ct := parts[1].header.Get("Content-Type"); ct != "message/delivery-status" {
+		t.Error(ct)
+	}
+	f := fieldsOf(t, parts[1].body)
+	if len(f) != 3 || f[0].Get("Reporting-Mta") != "dns; mx.test" || f[1].Get("Final-Recipient") != "rfc822; no@b.test" ||
+		f[1].Get("Action") != "failed" || f[1].Get("Status") != "5.1.1" || f[1].Get("Remote-Mta") != "dns; mx.b.test" ||
+		f[1].Get("Diagnostic-Code") != "smtp; 550 5.1.1 no such user" || f[2].Get("Status") != "5.0.0" {
+		t.Errorf("status %+v", f)
+	}
+	if ct := parts[2].header.Get("Content-Type"); ct != "text/rfc822-headers" {
+		t.Error(ct)
+	}
+	if want, _, _ := strings.Cut(content, "\r\n\r\n"); strings.TrimRight(parts[2].body, "\r\n") != want {
+		t.Errorf("header came as %q", parts[2].body)
+	}
+}
+
+func TestDSNWithUTF8Addresses(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	e := &mail.Envelope{ReversePath: path("ä@a.test"), SMTPUTF8: true}
+	id, err := q.DSN(context.Background(), e, []relay.Result{{Path: path("ü@b.test"), Reply: &mail.Reply{Code: 550}}},
+		strings.NewReader("Subject: ö\r\n\r\nx\r\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := q.files.open(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	if !m.envelope.SMTPUTF8 {
+		t.Error("spooled without SMTPUTF8")
+	}
+	_, parts := parseDSN(t, readAll(t, m.content))
+	if ct := parts[1].header.Get("Content-Type"); ct != "message/global-delivery-status" ||
+		fieldsOf(t, parts[1].body)[1].Get("Final-Recipient") != "utf-8; ü@b.test" ||
+		parts[2].header.Get("Content-Type") != "message/global-headers" || strings.TrimSpace(parts[2].body) != "Subject: ö" {
+		t.Errorf("parts %+v", parts)
+	}
+}
+
+func TestNoDSNForANullReversePathOrWithoutAFailure(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	no := []relay.Result{{Path: path("no@b.test"), Reply: &mail.Reply{Code: 550}}}
+	if id, err := q.DSN(context.Background(), &mail.Envelope{}, no, strings.NewReader(body)); id != "" || err != nil {
+		t.Errorf("null reverse-path: %q, %v", id, err)
+	}
+	ok := []relay.Result{{Path: path("ok@b.test"), Reply: &mail.Reply{Code: 250}}}
+	e := &mail.Envelope{ReversePath: path("a@a.test")}
+	if id, err := q.DSN(context.Background(), e, ok, strings.NewReader(body)); id != "" || err != nil {
+		t.Errorf("no failure: %q, %v", id, err)
+	}
+	if len(q.List()) != 0 {
+		t.Errorf("items %v", q.List())
+	}
+}
+
+// After a crash between the DSN and the closing of its paths, the same refusals give the same DSN, not a second one.
+func TestDSNIsNotDoubledByACrash(t *testing.T) {
+	dir := t.TempDir()
+	q := openTest(t, dir, nil)
+	id := q.mustPut(t, false, draft("from@a.test", "no@b.test"))[0]
+	m, err := q.files.open(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &trial{Queue: q.Queue, n: q.items[id]}
+	failed := []failure{{path: path("no@b.test"), outcome: outcome{Code: 550}}}
+	if !tr.report(m, failed) {
+		t.Fatal("not reported")
+	}
+	m.close()
+	q.Close() // the crash: the item is still there
+	q = openTest(t, dir, nil)
+	if len(q.List()) != 2 {
+		t.Fatalf("items %v", q.List())
+	}
+	q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+		if a.Envelope.ReversePath.IsNull() {
+			return outOfReach(a)
+		}
+		return answers(a)
+	})
+	q.run(t)
+	waitFor(t, "only the DSN is left", func() bool { i := q.List(); return len(i) == 1 && i[0].ReversePath.IsNull() && i[0].Attempts == 1 })
+	if q.Stats().DSNs != 0 {
+		t.Error("a second DSN was made")
+	}
+}
+
+func TestHeaderShown(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "\r\nbody": "", "A: b\r\n\r\nbody": "A: b\r\n", "A: b\r\n": "A: b\r\n", "A: b": "A: b",
+	} {
+		if got, err := readHeader(strings.NewReader(in)); err != nil || string(got) != want {
+			t.Errorf("%q: got %q, %v", in, got, err)
+		}
+	}
+	if got, err := readHeader(bytes.NewReader(make([]byte, 1<<20))); err != nil || len(got) != maxShownHeader {
+		t.Errorf("got %d octets, %v", len(got), err)
+	}
+}

@@ -1,0 +1,37 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+
+	"mailproxy/mail"
+)
+
+var (
+	// ErrFull: the spool's file system has no room, or less than Options.MinFree.
+	ErrFull = errors.New("spool is full")
+	// ErrSick: an earlier write to the spool could not be made durable, and none has succeeded since.
+	ErrSick = errors.New("spool does not keep what is written")
+	// ErrNoSuch: there is no item of that ID.
+	ErrNoSuch = errors.New("no such item in the queue")
+	// ErrBusy: the item is being tried just now.
+	ErrBusy = errors.New("item is being tried just now")
+	// ErrHeld: the item is held: its client has no answer yet.
+	ErrHeld = errors.New("item is held until its client is answered")
+	// ErrDamaged: a file of the spool has a wrong checksum or shape.
+	ErrDamaged = errors.New("damaged file in the spool")
+)
+
+// A damagedError says what is wrong with a file; it wraps ErrDamaged.
+type damagedError string
+
+func (e damagedError) Error() string        { return "damaged: " + string(e) }
+func (e damagedError) Is(target error) bool { return target == ErrDamaged }
+
+// refusal is the reply for mail that could not be spooled.
+func refusal(err error) *mail.Reply {
+	if errors.Is(err, ErrFull) {
+		return &mail.Reply{Code: 452, Enhanced: [3]int{4, 3, 1}, Text: "insufficient storage, try again later", Cause: err}
+	}
+	return &mail.Reply{Code: 451, Enhanced: [3]int{4, 3, 0}, Text: "local error, try again later", Cause: fmt.Errorf("spool: %w", err)}
+}

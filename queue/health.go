@@ -1,0 +1,140 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// probeEvery is how often a write is let through to a spool that is sick, to see whether it has recovered.
+const probeEvery = 5 * time.Second
+
+// health is what is known to be wrong with the spool. After a write that could not be made durable, all are refused but one in
+// 5 seconds; the first that succeeds ends it. Each write syncs files of its own, so its success is no leftover.
+type health struct {
+	mu       sync.Mutex
+	sick     error
+	probeAt  time.Time
+	fullErr  error
+	fullTill time.Time
+}
+
+// begin says whether a write may be tried, and gives what is to be called with its outcome.
+func (h *health) begin(now time.Time) (done func(time.Time, zerolog.Logger, error), err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sick != nil {
+		if now.Before(h.probeAt) {
+			return nil, fmt.Errorf("%w: %w", ErrSick, h.sick)
+		}
+		h.probeAt = now.Add(probeEvery)
+	}
+	return h.written, nil
+}
+
+// written notes the outcome of a whole Put.
+func (h *health) written(now time.Time, log zerolog.Logger, err error) {
+	if err != nil {
+		h.note(now, log, err)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sick != nil {
+		h.sick = nil
+		log.Info().Msg("spool.recovered")
+	}
+	h.fullErr = nil
+}
+
+// note notes an error of the spool; nil is nothing new.
+func (h *health) note(now time.Time, log zerolog.Logger, err error) {
+	var content *contentError
+	switch {
+	case err == nil, errors.As(err, &content):
+		return
+	case errors.Is(err, ErrFull):
+		h.full(now, log, err)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sick == nil {
+		log.Error().AnErr("err", err).Msg("spool.sick")
+	}
+	h.sick, h.probeAt = err, now.Add(probeEvery)
+}
+
+// full notes that there was no room; said at most once in 30 s.
+func (h *health) full(now time.Time, log zerolog.Logger, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fullErr = err
+	if now.After(h.fullTill) {
+		h.fullTill = now.Add(30 * time.Second)
+		log.Error().AnErr("err", err).Msg("spool.full")
+	}
+}
+
+func (h *health) problem() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sick
+}
+
+// Healthy gives nil, or what a person must look at: writes that are not durable (ErrSick), no room (ErrFull), files set aside
+// (ErrDamaged).
+func (q *Queue) Healthy() error {
+	if err := q.health.problem(); err != nil {
+		return fmt.Errorf("%w: %w", ErrSick, err)
+	}
+	if err := q.files.room(0, q.o.MinFree); err != nil {
+		return err
+	}
+	if n := q.Stats().Damaged; n > 0 {
+		return fmt.Errorf("%w: %d set aside in %s/damaged", ErrDamaged, n, q.o.Dir)
+	}
+	return nil
+}
+
+// Stats are numbers for metrics. The first group is of this moment, the second counts from the daemon's start.
+type Stats struct {
+	Items    int       `json:"items"` // without held ones
+	Held     int       `json:"held"`
+	Busy     int       `json:"busy"`
+	Bytes    int64     `json:"bytes"`
+	Damaged  int       `json:"damaged"`
+	Oldest   time.Time `json:"oldest,omitzero"`
+	Attempts uint64    `json:"attempts"`   // made for one next hop
+	Sent     uint64    `json:"sent"`       // forward-paths delivered
+	Failed   uint64    `json:"failed"`     // forward-paths refused for good
+	Expired  uint64    `json:"expired"`    // forward-paths given up at the end of an item's life
+	DSNs     uint64    `json:"dsns"`       // DSNs spooled
+	Cut      uint64    `json:"cut"`        // attempts that a killed daemon left, found at start
+	Unsure   uint64    `json:"unanswered"` // attempts whose final dot was not answered
+}
+
+// Stats gives the numbers of this moment.
+func (q *Queue) Stats() Stats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := q.counts
+	for _, n := range q.items {
+		if n.held {
+			s.Held++
+			continue
+		}
+		s.Items++
+		s.Bytes += n.size
+		if n.busy {
+			s.Busy++
+		}
+		if s.Oldest.IsZero() || n.created.Before(s.Oldest) {
+			s.Oldest = n.created
+		}
+	}
+	return s
+}

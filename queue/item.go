@@ -1,0 +1,175 @@
+package queue
+
+import (
+	"container/heap"
+	"time"
+
+	"mailproxy/mail"
+)
+
+// An Item is one message in the queue, as it is shown.
+type Item struct {
+	ID string `json:"id"`
+	// Size is that of the content, in octets.
+	Size        int64     `json:"size"`
+	ReversePath mail.Path `json:"reverse_path"`
+	// ForwardPaths are those still open.
+	ForwardPaths []mail.Path `json:"forward_paths"`
+	Created      time.Time   `json:"created"`
+	// Next is when it is tried next.
+	Next time.Time `json:"next"`
+	// Attempts counts those that have ended.
+	Attempts int `json:"attempts"`
+	// LastReply is the newest answer or error: "451 4.3.0 try later".
+	LastReply string `json:"last_reply,omitempty"`
+	// Transport is the one that the last attempt used.
+	Transport string `json:"transport,omitempty"`
+	// Client is the address that it came from; empty for a DSN made here.
+	Client string `json:"client,omitempty"`
+	// Session is the ID of the session that it came in.
+	Session string `json:"session,omitempty"`
+	// Held is set while its client waits for an answer.
+	Held bool `json:"held,omitempty"`
+	// Busy is set while an attempt is under way.
+	Busy bool `json:"busy,omitempty"`
+}
+
+// A recipient is an open forward-path and its last outcome.
+type recipient struct {
+	index int // in the envelope
+	path  mail.Path
+	last  *outcome
+}
+
+// An entry is the small view of an item that is kept in memory. Its fields are guarded by Queue.mu, but while busy is set open
+// and done belong to the attempt.
+type entry struct {
+	id       string
+	size     int64
+	reverse  mail.Path
+	created  time.Time
+	client   string
+	session  string
+	open     []recipient
+	done     []int
+	next     time.Time
+	attempts int
+
+	lastReply string
+	transport string
+	held      bool
+	busy      bool
+	stuck     string // the next hop that was out of reach at the last attempt, as group.key
+	position  int    // in the schedule; -1 where it is not in it
+}
+
+func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
+	n := &entry{
+		id: id, size: size, reverse: e.ReversePath, created: e.ReceivedAt, session: e.Session,
+		done: s.Done, next: s.Next, attempts: s.Attempts, position: -1,
+	}
+	if e.Client.IsValid() {
+		n.client = e.Client.String()
+	}
+	done := make(map[int]bool, len(s.Done))
+	for _, i := range s.Done {
+		done[i] = true
+	}
+	n.open = make([]recipient, 0, max(0, len(e.ForwardPaths)-len(s.Done)))
+	for i, p := range e.ForwardPaths {
+		if done[i] {
+			continue
+		}
+		n.open = append(n.open, recipient{index: i, path: p, last: s.Last[i]})
+		if s.Last[i] != nil {
+			n.lastReply = s.Last[i].reply().String()
+		}
+	}
+	return n
+}
+
+// state gives what is to be saved.
+func (n *entry) state() *state {
+	s := &state{Attempts: n.attempts, Next: n.next, Done: n.done}
+	for _, r := range n.open {
+		if r.last != nil {
+			if s.Last == nil {
+				s.Last = make(map[int]*outcome)
+			}
+			s.Last[r.index] = r.last
+		}
+	}
+	return s
+}
+
+// view copies the entry for showing.
+func (n *entry) view() Item {
+	paths := make([]mail.Path, len(n.open))
+	for i := range n.open { // not a copy of the whole: an attempt under way writes the rest
+		paths[i] = n.open[i].path
+	}
+	return Item{
+		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.next,
+		Attempts: n.attempts, LastReply: n.lastReply, Transport: n.transport, Client: n.client, Session: n.session,
+		Held: n.held, Busy: n.busy,
+	}
+}
+
+// A schedule is a heap of entries by their next time.
+type schedule []*entry
+
+func (s schedule) Len() int           { return len(s) }
+func (s schedule) Less(i, j int) bool { return s[i].next.Before(s[j].next) }
+func (s schedule) Swap(i, j int) {
+	s[i], s[j] = s[j], s[i]
+	s[i].position, s[j].position = i, j
+}
+
+// Push is heap.Interface's.
+func (s *schedule) Push(x any) {
+	n := x.(*entry)
+	n.position = len(*s)
+	*s = append(*s, n)
+}
+
+// Pop is heap.Interface's.
+func (s *schedule) Pop() any {
+	old := *s
+	n := old[len(old)-1]
+	old[len(old)-1] = nil
+	n.position = -1
+	*s = old[:len(old)-1]
+	return n
+}
+
+// set puts an entry at a time, whether it is in the schedule or not.
+func (s *schedule) set(n *entry, next time.Time) {
+	n.next = next
+	if n.position >= 0 {
+		heap.Fix(s, n.position)
+		return
+	}
+	heap.Push(s, n)
+}
+
+func (s *schedule) remove(n *entry) {
+	if n.position >= 0 {
+		heap.Remove(s, n.position)
+	}
+}
+
+// Times of the back-off.
+const (
+	firstDelay = time.Minute
+	lastDelay  = time.Hour
+	jitter     = 0.2 // of the delay, to either side
+)
+
+// backoff is how long to wait behind the n-th attempt (from 1): 1 minute, doubling to an hour, with jitter. random is in [0, 1).
+func backoff(n int, random float64) time.Duration {
+	d := lastDelay
+	if n < 7 { // 2^6 minutes are more than an hour
+		d = min(firstDelay<<max(n-1, 0), lastDelay)
+	}
+	return time.Duration(float64(d) * (1 - jitter + 2*jitter*random))
+}

@@ -1,0 +1,406 @@
+package queue
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/config"
+	"mailproxy/mail"
+	"mailproxy/relay"
+)
+
+// Defaults of Options.
+const (
+	defaultLife        = 5 * 24 * time.Hour // RFC 5321 §4.5.4.1: 4-5 days at least
+	defaultConcurrency = 100
+	defaultPerHop      = 20
+	maxShownHeader     = 64 << 10 // octets
+)
+
+// Options are what a Queue is made from.
+type Options struct {
+	// Dir is the spool's directory; it is made where it is missing.
+	Dir string
+	// Relay makes the attempts.
+	Relay *relay.Client
+	// Route gives the transport for a forward-path by the configuration of this moment; a reply instead refuses it, for now
+	// (4xx) or for good (5xx).
+	Route func(mail.Path) (config.Transport, *mail.Reply)
+	// Hostname is how DSNs name us.
+	Hostname string
+	// Life is how long an item is tried; nil is 5 days.
+	Life func() time.Duration
+	// MinFree is how many octets stay free on the spool's file system.
+	MinFree int64
+	// Concurrency is how many items are tried at once; 0 is 100.
+	Concurrency int
+	// PerHop is how many of them may be for the same next hop (transport, and domain where it goes by MX); 0 is 20.
+	PerHop int
+	Log    zerolog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// A Queue is the spool and the schedule over it. Its methods may be called by many at once.
+type Queue struct {
+	o       Options
+	files   *files
+	log     zerolog.Logger
+	deliver func(context.Context, relay.Attempt) ([]relay.Result, error)
+	health  health
+	wake    chan struct{} // capacity 1: the schedule changed
+
+	anyStuck atomic.Int64 // entries in stuck, to be looked at without mu
+
+	mu      sync.Mutex
+	items   map[string]*entry
+	due     schedule                       // neither held nor busy nor waiting
+	running int                            // items busy
+	slots   map[string]int                 // attempts under way by group.key
+	waiting map[string][]*entry            // due, and all slots of that key are taken
+	stuck   map[string]map[*entry]struct{} // whose last attempt found that next hop (group.key) out of reach
+	counts  Stats
+}
+
+// Open reads the spool: items are there to be tried at their time, held ones are dropped, damaged ones set aside. Nothing is
+// tried before Run.
+func Open(o Options) (*Queue, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Life == nil {
+		o.Life = func() time.Duration { return defaultLife }
+	}
+	o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency)
+	o.PerHop = cmp.Or(o.PerHop, defaultPerHop)
+	f, err := openFiles(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	q := &Queue{
+		o: o, files: f, log: o.Log, wake: make(chan struct{}, 1),
+		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*entry),
+		stuck: make(map[string]map[*entry]struct{}),
+	}
+	if o.Relay != nil {
+		q.deliver = o.Relay.Deliver
+	}
+	if err := q.load(); err != nil {
+		f.close()
+		return nil, err
+	}
+	return q, nil
+}
+
+// Close lets go of the spool's directory. Run must have returned.
+func (q *Queue) Close() error { return q.files.close() }
+
+// A Draft is a message to be spooled.
+type Draft struct {
+	// Envelope has the forward-paths of this item only.
+	Envelope mail.Envelope
+	Content  mail.Content
+	// Tried is the attempt that was just made in the client's transaction, and for which the message is spooled: the next one
+	// waits for its time, or for that next hop to answer anyone. Nil: it is due at once.
+	Tried *relay.OutOfReach
+}
+
+// Put spools the drafts, all or none, and returns when they are durable. Held ones are not tried before Release. The error is a
+// *mail.Reply: 452 4.3.1 where there is no room (it wraps ErrFull), else 451 4.3.0; nothing is left behind then.
+func (q *Queue) Put(ctx context.Context, drafts []Draft, held bool) (ids []string, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, refusal(err)
+	}
+	now := q.o.Now()
+	ids = make([]string, len(drafts))
+	size := int64(0)
+	for i := range drafts {
+		if len(drafts[i].Envelope.ForwardPaths) == 0 {
+			return nil, refusal(errors.New("draft without forward-paths"))
+		}
+		ids[i] = mail.NewID(now)
+		size += drafts[i].Content.Size()
+	}
+	if err := q.put(ids, drafts, held, size, q.o.MinFree); err != nil {
+		return nil, refusal(err)
+	}
+	return ids, nil
+}
+
+// put spools under given IDs.
+func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64) error {
+	if err := q.files.room(size, minFree); err != nil {
+		q.health.full(q.o.Now(), q.log, err)
+		return err
+	}
+	done, err := q.health.begin(q.o.Now())
+	if err != nil {
+		return err
+	}
+	names := ids
+	if held {
+		names = make([]string, len(ids))
+		for i, id := range ids {
+			names[i] = id + heldSuffix
+		}
+	}
+	err = q.files.put(names, drafts)
+	done(q.o.Now(), q.log, err)
+	if err != nil {
+		return err
+	}
+	now := q.o.Now()
+	q.mu.Lock()
+	for i, id := range ids {
+		e := &drafts[i].Envelope
+		n := newEntry(id, drafts[i].Content.Size(), e, &state{Next: now})
+		if n.created.IsZero() {
+			n.created = now
+		}
+		n.held = held
+		q.items[id] = n
+		if !held {
+			q.due.set(n, now)
+			q.triedLocked(n, drafts[i].Tried, now)
+		}
+	}
+	q.mu.Unlock()
+	for i, id := range ids {
+		e := &drafts[i].Envelope
+		q.log.Info().Str("session", e.Session).Str("item", id).Stringer("reverse_path", e.ReversePath).
+			Array("forward_path", pathArray(e.ForwardPaths)).Int64("bytes", drafts[i].Content.Size()).Bool("held", held).
+			Msg("mail.queued")
+	}
+	if !held {
+		q.poke()
+	}
+	return nil
+}
+
+// triedLocked counts the attempt that a new entry has behind it. It is not saved: after a restart the item is due at once.
+func (q *Queue) triedLocked(n *entry, tried *relay.OutOfReach, now time.Time) {
+	if tried == nil {
+		return
+	}
+	n.attempts = 1
+	n.lastReply = outOfReachReply(tried).String()
+	q.due.set(n, now.Add(backoff(n.attempts, rand.Float64())))
+	to := n.open[0].path // the others share its next hop
+	if t, refused := q.o.Route(to); refused == nil {
+		n.transport = t.Name
+		key, _ := groupKey(t, to)
+		q.stickLocked(n, key)
+	}
+}
+
+type pathArray []mail.Path
+
+// MarshalZerologArray is zerolog's.
+func (p pathArray) MarshalZerologArray(a *zerolog.Array) {
+	for _, x := range p {
+		a.Str(x.String())
+	}
+}
+
+// poke tells the runner to look at the schedule.
+func (q *Queue) poke() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Release lets held items be tried; they are accepted durably when it returns. On an error nothing may be relied on but that
+// they are not tried: answer 4xx and Drop them.
+func (q *Queue) Release(ids []string) error {
+	q.mu.Lock()
+	for _, id := range ids {
+		if n := q.items[id]; n == nil || !n.held {
+			q.mu.Unlock()
+			return ErrNoSuch
+		}
+	}
+	q.mu.Unlock()
+	err := q.files.release(ids)
+	q.health.note(q.o.Now(), q.log, err)
+	if err != nil {
+		return refusal(err)
+	}
+	now := q.o.Now()
+	q.mu.Lock()
+	for _, id := range ids {
+		if n := q.items[id]; n != nil && n.held {
+			n.held = false
+			q.due.set(n, now)
+		}
+	}
+	q.mu.Unlock()
+	q.poke()
+	return nil
+}
+
+// Drop removes held items that were not accepted after all.
+func (q *Queue) Drop(ids []string) error {
+	q.mu.Lock()
+	for _, id := range ids {
+		if n := q.items[id]; n == nil || !n.held {
+			q.mu.Unlock()
+			return ErrNoSuch
+		}
+	}
+	for _, id := range ids {
+		delete(q.items, id)
+	}
+	q.mu.Unlock()
+	return q.files.dropHeld(ids)
+}
+
+// List gives all items, the oldest first.
+func (q *Queue) List() []Item {
+	q.mu.Lock()
+	out := make([]Item, 0, len(q.items))
+	for _, n := range q.items {
+		out = append(out, n.view())
+	}
+	q.mu.Unlock()
+	slices.SortFunc(out, func(a, b Item) int { return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID)) })
+	return out
+}
+
+// Show gives one item and its message's header, up to 64 kB. The error is ErrNoSuch, or wraps ErrDamaged, or the disk's.
+func (q *Queue) Show(id string) (Item, []byte, error) {
+	q.mu.Lock()
+	n := q.items[id]
+	if n == nil {
+		q.mu.Unlock()
+		return Item{}, nil, ErrNoSuch
+	}
+	view := n.view()
+	q.mu.Unlock()
+	name := id
+	if view.Held {
+		name += heldSuffix
+	}
+	m, err := q.files.open(name)
+	if errors.Is(err, fs.ErrNotExist) { // delivered in between
+		return Item{}, nil, ErrNoSuch
+	}
+	if err != nil {
+		return view, nil, err
+	}
+	defer m.close()
+	header, err := readHeader(m.content)
+	return view, header, err
+}
+
+// readHeader gives the header with its last line end, without the blank line; of a longer one the first 64 kB.
+func readHeader(c mail.Content) ([]byte, error) {
+	b := make([]byte, min(c.Size(), maxShownHeader))
+	n, err := c.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	b = b[:n]
+	if bytes.HasPrefix(b, []byte("\r\n")) {
+		return nil, nil
+	}
+	if i := bytes.Index(b, []byte("\r\n\r\n")); i >= 0 {
+		b = b[:i+2]
+	}
+	return b, nil
+}
+
+// Flush makes all items due now, and gives their number without those held or being tried.
+func (q *Queue) Flush() int {
+	if q.o.Relay != nil {
+		q.o.Relay.Forget() // somebody knows better than a memory of ten seconds ago
+	}
+	now := q.o.Now()
+	q.mu.Lock()
+	count := 0
+	for _, n := range q.items {
+		if n.held || n.busy {
+			continue
+		}
+		count++
+		if n.position >= 0 {
+			q.due.set(n, now)
+		}
+	}
+	q.mu.Unlock()
+	q.poke()
+	return count
+}
+
+// Delete removes an item for good, without a DSN. The error is ErrNoSuch, ErrBusy while it is being tried, ErrHeld, or the disk's.
+func (q *Queue) Delete(id string) error {
+	q.mu.Lock()
+	n := q.items[id]
+	switch {
+	case n == nil:
+		q.mu.Unlock()
+		return ErrNoSuch
+	case n.busy:
+		q.mu.Unlock()
+		return ErrBusy
+	case n.held:
+		q.mu.Unlock()
+		return ErrHeld
+	}
+	q.forgetLocked(n)
+	q.mu.Unlock()
+	err := q.files.remove(id)
+	q.health.note(q.o.Now(), q.log, err)
+	q.log.Info().Str("item", id).Str("reason", "deleted").AnErr("err", err).Msg("item.done")
+	return err
+}
+
+// forgetLocked takes an entry out of all that refers to it.
+func (q *Queue) forgetLocked(n *entry) {
+	delete(q.items, n.id)
+	q.due.remove(n)
+	q.unstickLocked(n)
+	for key, list := range q.waiting {
+		if i := slices.Index(list, n); i >= 0 {
+			if list = slices.Delete(list, i, i+1); len(list) == 0 {
+				delete(q.waiting, key)
+			} else {
+				q.waiting[key] = list
+			}
+		}
+	}
+}
+
+// stickLocked notes that an entry waits for a next hop that was out of reach.
+func (q *Queue) stickLocked(n *entry, key string) {
+	if q.stuck[key] == nil {
+		q.stuck[key] = make(map[*entry]struct{})
+	}
+	n.stuck = key
+	q.stuck[key][n] = struct{}{}
+	q.anyStuck.Add(1)
+}
+
+func (q *Queue) unstickLocked(n *entry) {
+	if n.stuck == "" {
+		return
+	}
+	delete(q.stuck[n.stuck], n)
+	q.anyStuck.Add(-1)
+	if len(q.stuck[n.stuck]) == 0 {
+		delete(q.stuck, n.stuck)
+	}
+	n.stuck = ""
+}

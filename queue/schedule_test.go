@@ -1,0 +1,285 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mailproxy/relay"
+)
+
+func TestBackoff(t *testing.T) {
+	for n, want := range map[int]time.Duration{
+		1: time.Minute, 2: 2 * time.Minute, 3: 4 * time.Minute, 6: 32 * time.Minute, 7: time.Hour, 8: time.Hour, 1000: time.Hour,
+	} {
+		low, high := backoff(n, 0), backoff(n, 0.999999)
+		if low != want*8/10 || high < want*119/100 || high > want*12/10 {
+			t.Errorf("behind attempt %d: %v to %v, want around %v", n, low, high, want)
+		}
+	}
+}
+
+// inBubble opens a queue under a fake clock and runs it; then is called with it.
+func inBubble(t *testing.T, then func(t *testing.T, q *testQueue)) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		q := openTest(t, dir, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = q.Run(ctx) })
+		then(t, q)
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestScheduleOfAnItemThatIsNeverTaken(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		start := time.Now()
+		var at []time.Duration
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if a.Envelope.ReversePath.IsNull() { // the DSN
+				return answers(a)
+			}
+			at = append(at, time.Since(start))
+			return outOfReach(a)
+		})
+		id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+		time.Sleep(defaultLife - time.Hour)
+		synctest.Wait()
+		if i := q.List(); len(i) != 1 || i[0].ID != id {
+			t.Fatalf("before the end of its life: %+v", i)
+		}
+		time.Sleep(time.Hour + time.Minute)
+		synctest.Wait()
+		if i := q.List(); len(i) != 0 {
+			t.Fatalf("behind the end of its life: %+v", i)
+		}
+		if at[0] != 0 {
+			t.Errorf("first attempt after %v", at[0])
+		}
+		for n := 1; n < len(at)-1; n++ {
+			if d := at[n] - at[n-1]; d < backoff(n, 0) || d > backoff(n, 1) {
+				t.Errorf("attempt %d came %v behind the one before", n+1, d)
+			}
+		}
+		if last := at[len(at)-1]; last != defaultLife {
+			t.Errorf("last attempt after %v", last)
+		}
+		if s := q.Stats(); s.Expired != 1 || s.DSNs != 1 || s.Sent != 1 {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+func TestTemporaryAnswersAreTriedAgainAndExpireTogether(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		var dsn string
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if a.Envelope.ReversePath.IsNull() {
+				dsn = readAll(t, a.Content)
+			}
+			return answers(a)
+		})
+		q.mustPut(t, false, draft("from@a.test", "later1@b.test", "later2@b.test", "later3@c.test"))
+		time.Sleep(defaultLife + time.Minute)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.Expired != 3 || s.DSNs != 1 {
+			t.Errorf("%+v, %+v", q.List(), s)
+		}
+		if strings.Count(dsn, "Status: 5.4.7") != 3 || !strings.Contains(dsn, "given up after 5 days") ||
+			!strings.Contains(dsn, "Diagnostic-Code: smtp; 451 4.7.1 try later") {
+			t.Errorf("DSN:\n%s", dsn)
+		}
+	})
+}
+
+func TestItemThatExpiresWithoutAReversePathIsDropped(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		q.hop.set(outOfReach)
+		q.mustPut(t, false, draft("", "x@b.test"))
+		time.Sleep(defaultLife + time.Minute)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.Expired != 1 || s.DSNs != 0 {
+			t.Errorf("%+v, %+v", q.List(), s)
+		}
+	})
+}
+
+func TestUnansweredDotIsTriedAgainAndNamed(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		calls := 0
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if calls++; calls > 1 {
+				return answers(a)
+			}
+			r, _ := answers(a)
+			for i := range r {
+				if r[i].Reply.Positive() {
+					r[i].Reply = refusal(relay.ErrNoAnswer)
+				}
+			}
+			return r, relay.ErrNoAnswer
+		})
+		id := q.mustPut(t, false, draft("", "x@b.test", "no@b.test"))[0]
+		synctest.Wait()
+		if i := q.List(); len(i) != 1 || len(i[0].ForwardPaths) != 1 || i[0].Attempts != 1 {
+			t.Fatalf("items %+v", i)
+		}
+		want := `"item":"` + id + `","attempt":1,"err":"no answer to the final dot","message":"attempt.unanswered"`
+		if log := q.log.String(); !strings.Contains(log, want) {
+			t.Errorf("log: %s", log)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.Unsure != 1 || s.Sent != 1 {
+			t.Errorf("%+v, %+v", q.List(), s)
+		}
+	})
+}
+
+func TestOwnStopLeavesTheItemAsItWas(t *testing.T) {
+	dir := t.TempDir()
+	q := openTest(t, dir, nil)
+	started := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	q.deliver = func(ctx context.Context, _ relay.Attempt) ([]relay.Result, error) {
+		close(started)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+	before := q.List()[0]
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = q.Run(ctx) })
+	<-started
+	cancel()
+	wg.Wait()
+	if after := q.List()[0]; after.ID != id || after.Attempts != 0 || !after.Next.Equal(before.Next) || after.LastReply != "" {
+		t.Errorf("got %+v, want %+v", after, before)
+	}
+	q.Close()
+	if q = openTest(t, dir, nil); strings.Contains(q.log.String(), "attempt.cut") || len(q.List()) != 1 {
+		t.Error("an attempt that we ended ourselves is not a cut one")
+	}
+}
+
+// A group whose slots are all taken keeps its item waiting, not others'.
+func TestSlowHopDoesNotHoldUpOthers(t *testing.T) {
+	q := openTest(t, t.TempDir(), func(o *Options) { o.PerHop, o.Concurrency = 2, 4 })
+	release := make(chan struct{})
+	q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+		if a.Transport.Name == "slow.test" {
+			<-release
+		}
+		return answers(a)
+	})
+	for i := range 20 {
+		q.mustPut(t, false, draft("from@a.test", fmt.Sprintf("x%d@slow.test", i)))
+	}
+	q.mustPut(t, false, draft("from@a.test", "x@fast.test"))
+	q.run(t)
+	waitFor(t, "the fast one is delivered", func() bool { return q.Stats().Sent == 1 })
+	waiting := q.List()[5]
+	if err := q.Delete(q.List()[19].ID); err != nil {
+		t.Error(err)
+	}
+	if n := q.Flush(); n != 17 {
+		t.Errorf("Flush: %d", n)
+	}
+	close(release)
+	waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
+	if s := q.Stats(); s.Sent != 20 {
+		t.Errorf("sent %d; one that waited was %s", s.Sent, waiting.ID)
+	}
+}
+
+func TestHopThatAnsweredSomebodyElseMakesItsItemsDue(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	q.hop.set(outOfReach)
+	q.mustPut(t, false, draft("from@a.test", "x@b.test"), draft("from@a.test", "x@c.test"))
+	q.run(t)
+	waitFor(t, "both were tried", func() bool { return q.anyStuck.Load() == 2 })
+	q.hop.set(answers)
+	transport, _ := route(path("other@b.test"))
+	q.HopAnswered(transport, path("other@b.test"))
+	waitFor(t, "the one is gone", func() bool { return len(q.List()) == 1 })
+	if i := q.List(); len(i) != 1 || i[0].ForwardPaths[0] != path("x@c.test") || i[0].Attempts != 1 || q.anyStuck.Load() != 1 {
+		t.Errorf("left: %+v", i)
+	}
+	if err := q.Delete(q.List()[0].ID); err != nil || q.anyStuck.Load() != 0 {
+		t.Errorf("%v, %d stuck", err, q.anyStuck.Load())
+	}
+}
+
+func TestDSNThatCannotBeSpooledKeepsItsItem(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	q.mustPut(t, false, draft("from@a.test", "no@b.test"))
+	q.health.note(time.Now(), q.Queue.log, errors.New("disk"))
+	q.run(t)
+	waitFor(t, "it was tried", func() bool { i := q.List(); return len(i) == 1 && i[0].Attempts == 1 && !i[0].Busy })
+	if i := q.List()[0]; len(i.ForwardPaths) != 1 || i.LastReply != "550 5.1.1 no such user" {
+		t.Errorf("item %+v", i)
+	}
+	if err := q.Healthy(); !errors.Is(err, ErrSick) {
+		t.Errorf("Healthy: %v", err)
+	}
+	q.health.written(time.Now(), q.Queue.log, nil)
+	q.Flush()
+	waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
+	if q.Stats().DSNs != 1 {
+		t.Error("no DSN")
+	}
+}
+
+func TestSickSpoolIsProbed(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		q.hop.set(outOfReach)
+		q.health.note(time.Now(), q.Queue.log, errors.New("input/output error"))
+		put := func() error {
+			_, err := q.Put(t.Context(), []Draft{draft("from@a.test", "x@b.test")}, false)
+			return err
+		}
+		if err := put(); !errors.Is(err, ErrSick) {
+			t.Errorf("Put into a sick spool: %v", err)
+		}
+		time.Sleep(probeEvery)
+		if err := put(); err != nil { // the probe, and it is durable
+			t.Errorf("the probe: %v", err)
+		}
+		if err := errors.Join(put(), q.Healthy()); err != nil {
+			t.Errorf("behind the probe: %v", err)
+		}
+	})
+}
+
+func TestAnItemThatWasJustTriedWaitsForItsTimeOrForTheHop(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		tried := draft("from@a.test", "x@b.test")
+		tried.Tried = &relay.OutOfReach{Hop: "hop.test:25", Stage: relay.StageConnect, Err: errors.New("connection refused")}
+		q.mustPut(t, false, tried)
+		synctest.Wait()
+		item := q.List()[0]
+		if len(q.hop.attempts()) != 0 || item.Attempts != 1 || item.Transport != "b.test" ||
+			!strings.Contains(item.LastReply, "next hop out of reach") {
+			t.Fatalf("behind the put: %d attempts here, %+v", len(q.hop.attempts()), item)
+		}
+		transport, _ := route(path("other@b.test"))
+		q.HopAnswered(transport, path("other@b.test"))
+		synctest.Wait()
+		if n := len(q.hop.attempts()); n != 1 || len(q.List()) != 0 {
+			t.Fatalf("behind the hop's answer: %d attempts, %+v", n, q.List())
+		}
+		q.mustPut(t, false, tried)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if n := len(q.hop.attempts()); n != 2 {
+			t.Errorf("two minutes later: %d attempts, want 2", n)
+		}
+	})
+}

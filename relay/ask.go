@@ -1,0 +1,162 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/mail"
+)
+
+// How long answers to RCPT are believed, and how many are kept.
+const (
+	positiveTTL = 5 * time.Minute
+	negativeTTL = time.Minute
+	maxAnswers  = 20000
+)
+
+// Ask asks the next hop about one recipient, with MAIL, RCPT and RSET, and gives its answer to RCPT, or to MAIL where that was
+// refused. 421 comes as 451. Answers 2xx are believed for 5 minutes whoever the sender is (another sender may still be refused at
+// delivery), answers 5xx for 1 minute for the same sender only; 4xx are not kept. Who asks what is being asked already waits
+// for that answer. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's.
+func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, to mail.Path) (*mail.Reply, error) {
+	key := question{to: to, tls: t.TLS, reverse: e.ReversePath, utf8: e.SMTPUTF8}
+	if len(t.Hosts) > 0 {
+		key.way = strings.Join(t.Hosts, " ")
+	} else {
+		key.way = "mx " + domain
+	}
+	for {
+		reply, f := c.answers.get(key, time.Now())
+		if reply != nil {
+			return reply, nil
+		}
+		if f.mine {
+			return c.askNow(ctx, t, domain, e, key, f.flight)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if f.reply != nil || isOutOfReach(f.err) {
+			return f.reply, f.err
+		}
+		// The one who asked went away; that is no answer to us.
+	}
+}
+
+// askNow asks, and tells the others who wait.
+func (c *Client) askNow(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, key question, f *flight) (
+	reply *mail.Reply, err error) {
+	defer func() { c.answers.finish(key, f, reply, err, time.Now()) }()
+	bound, cancel := context.WithTimeout(ctx, c.t.Ask)
+	defer cancel()
+	a := Attempt{Transport: t, Domain: domain, Envelope: e, Paths: []mail.Path{key.to}}
+	var results [1]Result
+	hopTried := domain
+	reply, err = c.eachHop(bound, t, domain, func(h hop) error {
+		hopTried = h.addr
+		return c.transact(bound, h, &a, results[:])
+	})
+	if err != nil && ctx.Err() == nil && bound.Err() != nil {
+		return nil, &OutOfReach{Hop: hopTried, Stage: StageRcpt, Err: errAskTimeout}
+	}
+	if reply == nil && err == nil {
+		reply = results[0].Reply
+	}
+	return reply, err
+}
+
+var errAskTimeout = errors.New("no answer to RCPT in time")
+
+// A question is what an answer is kept under. In the key of a positive answer reverse and utf8 are zero.
+type question struct {
+	way     string
+	tls     config.TLS
+	to      mail.Path
+	reverse mail.Path
+	utf8    bool
+}
+
+func (q question) anySender() question {
+	q.reverse, q.utf8 = mail.Path{Local: "any"}, false
+	return q
+}
+
+// A flight is a question being asked. reply and err may be read once done is closed.
+type flight struct {
+	done  chan struct{}
+	reply *mail.Reply
+	err   error
+}
+
+// ticket is a flight and whether the holder is the one to ask.
+type ticket struct {
+	*flight
+	mine bool
+}
+
+type answer struct {
+	reply *mail.Reply
+	until time.Time
+}
+
+// An answerCache keeps answers in two generations: where the young one is half of the bound, it becomes the old one, and what
+// was old is dropped. The zero answerCache is ready.
+type answerCache struct {
+	mu         sync.Mutex
+	young, old map[question]answer
+	flights    map[question]*flight
+}
+
+// get gives a kept answer, or else the flight to wait for or to make.
+func (c *answerCache) get(key question, now time.Time) (*mail.Reply, ticket) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range [...]question{key.anySender(), key} {
+		a, ok := c.young[k]
+		if !ok {
+			a, ok = c.old[k]
+		}
+		if ok && now.Before(a.until) {
+			return a.reply, ticket{}
+		}
+	}
+	if f := c.flights[key]; f != nil {
+		return nil, ticket{flight: f}
+	}
+	f := &flight{done: make(chan struct{})}
+	if c.flights == nil {
+		c.flights = make(map[question]*flight)
+	}
+	c.flights[key] = f
+	return nil, ticket{flight: f, mine: true}
+}
+
+// finish ends a flight and keeps its answer where it is one to keep.
+func (c *answerCache) finish(key question, f *flight, reply *mail.Reply, err error, now time.Time) {
+	f.reply, f.err = reply, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.flights, key)
+	close(f.done)
+	switch {
+	case reply == nil || reply.Temporary():
+		return
+	case reply.Positive():
+		c.keepLocked(key.anySender(), answer{reply, now.Add(positiveTTL)})
+	default:
+		c.keepLocked(key, answer{reply, now.Add(negativeTTL)})
+	}
+}
+
+func (c *answerCache) keepLocked(key question, a answer) {
+	if c.young == nil || len(c.young) >= maxAnswers/2 {
+		c.old, c.young = c.young, make(map[question]answer)
+	}
+	c.young[key] = a
+}

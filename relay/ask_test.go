@@ -1,0 +1,174 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/mail"
+)
+
+func (s *script) transport() config.Transport {
+	return config.Transport{Name: "t", Hosts: []string{s.addr()}, TLS: config.TLSNone}
+}
+
+const asked = `
+C: MAIL FROM:<from@a.test>
+C: RCPT TO:<x@b.test>
+C: RSET
+`
+
+func env(from string) *mail.Envelope { return &mail.Envelope{ReversePath: path(from)} }
+
+func ask(t *testing.T, c *Client, s *script, from, to, want string) {
+	t.Helper()
+	got, err := c.Ask(bg(), s.transport(), "b.test", env(from), path(to))
+	if err != nil || got.String() != want {
+		t.Fatalf("got %v, %v; want %s", got, err, want)
+	}
+}
+
+func TestAskThenDeliverOnTheSameConnection(t *testing.T) {
+	s := newScript(t, hello+asked+"S: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset"+one)
+	c := testClient(t, nil)
+	ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok")
+	ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok")
+	ask(t, c, s, "other@a.test", "x@b.test", "250 2.1.5 ok") // positive: for any sender
+	deliverOne(t, c, s.addr(), "dot 250 taken")
+}
+
+func TestAskWithoutPipelining(t *testing.T) {
+	s := newScript(t, helloPlain+"C: MAIL FROM:<from@a.test>\nS: 250 ok\nC: RCPT TO:<x@b.test>\nS: 550 5.1.1 no\nC: RSET\nS: 250 ok\n"+
+		"C: MAIL FROM:<evil@a.test>\nS: 550 5.7.1 not you")
+	c := testClient(t, nil)
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "evil@a.test", "x@b.test", "550 5.7.1 not you")
+}
+
+func TestAskNegativeAnswersAreForTheSameSenderAndTemporaryOnesNotKept(t *testing.T) {
+	s := newScript(t, hello+asked+"S: 250 ok\nS: 550 5.1.1 no\nS: 250 reset\n"+
+		"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 450 4.2.0 grey\nS: 250 reset\n"+
+		"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 250 ok\nS: 250 reset\n")
+	c := testClient(t, nil)
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "other@a.test", "x@b.test", "450 4.2.0 grey")
+	ask(t, c, s, "other@a.test", "x@b.test", "250 ok")
+}
+
+func TestAskOutOfReach(t *testing.T) {
+	s := newScript(t, "S: 554 no", "hang", hello+asked+"hang")
+	c := testClient(t, func(o *Options) { o.Timeouts.Ask = 100 * time.Millisecond })
+	for range 3 {
+		var out *OutOfReach
+		if r, err := c.Ask(bg(), s.transport(), "b.test", env("from@a.test"), path("x@b.test")); !errors.As(err, &out) || r != nil {
+			t.Errorf("got %v, %v", r, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(bg())
+	cancel()
+	if _, err := c.Ask(ctx, s.transport(), "b.test", env("from@a.test"), path("x@b.test")); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestHopThatHangsAtAskIsLeftAloneForAWhile(t *testing.T) {
+	s := newScript(t, "hang", "hang")
+	c := testClient(t, func(o *Options) { o.Timeouts.Ask = downCost + 100*time.Millisecond })
+	for range 2 {
+		if _, err := c.Ask(bg(), s.transport(), "b.test", env("from@a.test"), path("x@b.test")); !isOutOfReach(err) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if s.connections() != 1 {
+		t.Errorf("%d connections", s.connections())
+	}
+	c.Forget()
+	ctx, cancel := context.WithCancel(bg())
+	stop := time.AfterFunc(downCost+100*time.Millisecond, cancel)
+	defer stop.Stop()
+	if _, err := c.Ask(ctx, s.transport(), "b.test", env("from@a.test"), path("x@b.test")); err == nil {
+		t.Error("answered")
+	}
+	if s.connections() != 2 {
+		t.Errorf("%d connections", s.connections())
+	}
+	s.l.Close()
+}
+
+func TestAskIsSingleFlight(t *testing.T) {
+	s := newScript(t, hello+asked+"wait\nS: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset")
+	c := testClient(t, nil)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok") })
+	}
+	s.goOn <- struct{}{}
+	wg.Wait()
+	if s.connections() != 1 {
+		t.Errorf("%d connections", s.connections())
+	}
+}
+
+func TestAskOfOneWhoWentAwayIsAskedAgainByTheNext(t *testing.T) {
+	s := newScript(t, hello+asked+"hang", hello+asked+"S: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset")
+	c := testClient(t, nil)
+	ctx, cancel := context.WithCancel(bg())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := c.Ask(ctx, s.transport(), "b.test", env("from@a.test"), path("x@b.test")); !errors.Is(err, context.Canceled) {
+			t.Errorf("first: %v", err)
+		}
+	})
+	waitFor(t, "the first one asks", func() bool { return s.connections() == 1 })
+	wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok") })
+	cancel()
+	wg.Wait()
+}
+
+func TestAnswersAreForgotten(t *testing.T) {
+	var c answerCache
+	now := time.Now()
+	q := func(i int) question {
+		return question{way: "w", to: mail.Path{Local: strconv.Itoa(i), Domain: "b.test"}, reverse: path("a@b.test")}
+	}
+	keep := func(i, code int) {
+		_, ticket := c.get(q(i), now)
+		c.finish(q(i), ticket.flight, &mail.Reply{Code: code}, nil, now)
+	}
+	has := func(i int, at time.Time) bool {
+		r, ticket := c.get(q(i), at)
+		if r == nil {
+			c.finish(q(i), ticket.flight, nil, errStop, at)
+		}
+		return r != nil
+	}
+	keep(1, 250)
+	keep(2, 550)
+	keep(3, 450)
+	for _, tt := range []struct {
+		i     int
+		after time.Duration
+		want  bool
+	}{{1, positiveTTL - 1, true}, {1, positiveTTL, false}, {2, negativeTTL - 1, true}, {2, negativeTTL, false}, {3, 0, false}} {
+		if got := has(tt.i, now.Add(tt.after)); got != tt.want {
+			t.Errorf("answer %d after %v: %v", tt.i, tt.after, got)
+		}
+	}
+	for i := range 3 * maxAnswers {
+		keep(i+10, 250)
+		if n := len(c.young) + len(c.old); n > maxAnswers {
+			t.Fatalf("%d answers kept", n)
+		}
+	}
+	if !has(3*maxAnswers, now) {
+		t.Error("a young answer was dropped")
+	}
+	if len(c.flights) != 0 {
+		t.Errorf("%d flights left", len(c.flights))
+	}
+}
