@@ -1,0 +1,136 @@
+package smtpd
+
+import (
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"mailproxy/mail"
+)
+
+// A command is what MAIL or RCPT says.
+type command struct {
+	path     mail.Path
+	size     int64 // of SIZE=; 0 where it was not said
+	eightBit bool
+	utf8     bool
+}
+
+// splitVerb gives a line's verb in upper case and what stands behind it. The line is without its CRLF.
+func splitVerb(line string) (verb, rest string) {
+	verb, rest, _ = strings.Cut(strings.TrimRight(line, " \t"), " ")
+	return strings.ToUpper(verb), strings.TrimLeft(rest, " \t")
+}
+
+// isForeign knows the first words of other protocols: a browser or a script that was led here must not have its body run as
+// commands.
+func isForeign(verb string) bool {
+	switch verb {
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI":
+		return true
+	}
+	return strings.HasPrefix(verb, "SSH-")
+}
+
+// parseMail reads what stands behind MAIL: FROM:<path> and parameters.
+func parseMail(rest string) (cmd command, refused *mail.Reply) {
+	path, params, ok := splitPath(rest, "FROM:")
+	if !ok {
+		return cmd, replySyntax
+	}
+	for params != "" {
+		var param string
+		param, params, _ = strings.Cut(params, " ")
+		if param == "" {
+			continue
+		}
+		key, value, has := strings.Cut(param, "=")
+		switch strings.ToUpper(key) {
+		case "SIZE":
+			n, err := strconv.ParseUint(value, 10, 63) // RFC 1870 §4: up to 20 digits
+			if err != nil {
+				return cmd, replySyntax
+			}
+			cmd.size = int64(n)
+		case "BODY":
+			switch strings.ToUpper(value) {
+			case "8BITMIME":
+				cmd.eightBit = true
+			case "7BIT":
+			default:
+				return cmd, replySyntax
+			}
+		case "SMTPUTF8":
+			if has {
+				return cmd, replySyntax
+			}
+			cmd.utf8 = true
+		default:
+			return cmd, replyUnknownParameter // RFC 5321 §4.1.1.11
+		}
+	}
+	var err error
+	if cmd.path, err = mail.ParsePath(path); err != nil {
+		return cmd, &mail.Reply{Code: replyBadSender.Code, Enhanced: replyBadSender.Enhanced, Text: replyBadSender.Text, Cause: err}
+	}
+	switch {
+	case !cmd.path.IsASCII() && !cmd.utf8:
+		return cmd, replyNeedsUTF8
+	case cmd.path.Domain == "" && !cmd.path.IsNull():
+		return cmd, replyBadSender // <postmaster> is a forward-path only
+	}
+	return cmd, nil
+}
+
+// parseRcpt reads what stands behind RCPT: TO:<path>. No parameter is known.
+func parseRcpt(rest string, smtputf8 bool) (cmd command, refused *mail.Reply) {
+	path, params, ok := splitPath(rest, "TO:")
+	if !ok {
+		return cmd, replySyntax
+	}
+	if strings.Trim(params, " ") != "" {
+		return cmd, replyUnknownParameter
+	}
+	var err error
+	if cmd.path, err = mail.ParsePath(path); err != nil {
+		return cmd, &mail.Reply{Code: replyBadAddress.Code, Enhanced: replyBadAddress.Enhanced, Text: replyBadAddress.Text, Cause: err}
+	}
+	switch {
+	case cmd.path.IsNull():
+		return cmd, replyBadAddress
+	case !cmd.path.IsASCII() && !smtputf8:
+		return cmd, replyNeedsUTF8
+	}
+	return cmd, nil
+}
+
+// splitPath takes KEYWORD:<path> apart: the octets between the brackets as they stand on the wire, quoting and all, and the
+// parameters behind.
+func splitPath(s, keyword string) (path, params string, ok bool) {
+	if len(s) < len(keyword) || !strings.EqualFold(s[:len(keyword)], keyword) || !utf8.ValidString(s) {
+		return "", "", false
+	}
+	s = strings.TrimLeft(s[len(keyword):], " ") // a blank is seen in the wild
+	if s == "" || s[0] != '<' {
+		return "", "", false
+	}
+	quoted := false
+	for i := 1; i < len(s); i++ {
+		switch c := s[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == '>' && !quoted:
+			path, params = s[1:i], s[i+1:]
+			return path, params, params == "" || params[0] == ' '
+		}
+	}
+	return "", "", false
+}
+
+// helloArgument checks what stands behind EHLO or HELO: one word, whatever it says (it proves nothing).
+func helloArgument(rest string) (string, bool) {
+	word, _, _ := strings.Cut(rest, " ")
+	return word, word != "" && len(word) <= 255 && utf8.ValidString(word)
+}

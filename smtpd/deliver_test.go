@@ -1,0 +1,230 @@
+package smtpd
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"mailproxy/mail"
+	"mailproxy/queue"
+	"mailproxy/relay"
+)
+
+func TestClientGoneBeforeTheDotMeansNoDot(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		hops  int
+		leave func(*peer)
+	}{
+		{"closed", 1, func(p *peer) { p.Close() }},
+		{"closed, with another next hop's item held", 2, func(p *peer) { p.Close() }},
+		{"closed behind pipelined commands", 1, func(p *peer) { p.send("NOOP\r\nNOOP\r\n"); p.Close() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, other := newHop(t), newHop(t)
+			h.holdData = make(chan struct{})
+			g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+			p := g.hello()
+			p.ask("MAIL FROM:<a@sender.test>", "250")
+			p.ask("RCPT TO:<x@one.test>", "250")
+			if c.hops == 2 {
+				p.ask("RCPT TO:<x@two.test>", "250")
+			}
+			p.ask("DATA", "354")
+			p.send("body\r\n.\r\n")
+			<-h.dataSeen
+			c.leave(p)
+			waitFor(t, "the message is dropped", func() bool { return g.server.Stats().Gone == 1 })
+			close(h.holdData)
+			waitFor(t, "the next hop sees the end", func() bool { return h.cuts() == 1 })
+			if len(h.messages()) != 0 || len(g.queue.List()) != 0 {
+				t.Errorf("%d messages taken, queue %v", len(h.messages()), g.queue.List())
+			}
+		})
+	}
+}
+
+func TestClientGoneAfterTheDotIsAPossibleDuplicate(t *testing.T) {
+	h := newHop(t)
+	h.holdDot = make(chan struct{})
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	p := g.hello()
+	p.begin("x@one.test")
+	p.send("body\r\n.\r\n")
+	<-h.dotSeen
+	p.Close()
+	close(h.holdDot)
+	waitFor(t, "it is counted", func() bool { return g.server.Stats().Duplicates == 1 })
+	if len(h.messages()) != 1 || !strings.Contains(g.log.String(), "mail.possible_duplicate") {
+		t.Errorf("%d messages; log:\n%s", len(h.messages()), g.log.String())
+	}
+}
+
+func TestItemsForOtherNextHopsAreHeldUntilTheFirstHasAnswered(t *testing.T) {
+	for _, c := range []struct {
+		name, dot string
+		want      int // items left
+	}{
+		{"taken", "250 2.0.0 taken", 1},
+		{"refused", "550 5.7.1 no", 0},
+		{"refused for now", "451 4.3.0 no", 0},
+		{"no answer", "close", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, other := newHop(t), newHop(t)
+			h.holdDot = make(chan struct{})
+			h.set("dot", c.dot)
+			g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+			p := g.hello()
+			p.begin("x@one.test", "x@two.test")
+			p.send("body\r\n.\r\n")
+			<-h.dotSeen
+			held := g.queue.List()
+			if len(held) != 1 || !held[0].Held || len(held[0].ForwardPaths) != 1 || held[0].ForwardPaths[0].Domain != "two.test" {
+				t.Errorf("before the answer: %+v", held)
+			}
+			close(h.holdDot)
+			p.want(strings.Replace(c.dot, "close", "451", 1)[:3])
+			items := g.queue.List()
+			if len(items) != c.want || c.want == 1 && items[0].Held {
+				t.Errorf("after the answer: %+v", items)
+			}
+		})
+	}
+}
+
+func TestRecipientsRefusedOnlyAtDelivery(t *testing.T) {
+	for _, c := range []struct {
+		name, refusal string
+		check         func(*testing.T, *rig)
+	}{
+		{"for good: the sender has a DSN", "550 5.1.1 no such user", func(t *testing.T, g *rig) {
+			items := g.queue.List()
+			if len(items) != 1 || !items[0].ReversePath.IsNull() || items[0].ForwardPaths[0].String() != "a@sender.test" {
+				t.Errorf("queue: %+v", items)
+			}
+		}},
+		{"for now: the queue tries again", "451 4.2.0 busy", func(t *testing.T, g *rig) {
+			items := g.queue.List()
+			if len(items) != 1 || items[0].Held || items[0].ForwardPaths[0].String() != "bad@one.test" || len(items[0].ForwardPaths) != 1 {
+				t.Errorf("queue: %+v", items)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHop(t)
+			g := newRig(t, snapshot("one.test", h.addr()), nil)
+			p := g.hello()
+			p.begin("good@one.test", "bad@one.test")
+			h.set("rcpt bad@one.test", c.refusal) // it was asked before, and said yes
+			p.send("body\r\n.\r\n")
+			p.want("250 2.0.0 taken")
+			if m := h.messages(); len(m) != 1 || len(m[0].to) != 1 || m[0].to[0] != "good@one.test" {
+				t.Errorf("taken: %+v", m)
+			}
+			c.check(t, g)
+		})
+	}
+	t.Run("all of them: that answer, and nothing is queued", func(t *testing.T) {
+		h := newHop(t)
+		g := newRig(t, snapshot("one.test", h.addr()), nil)
+		p := g.hello()
+		p.begin("one@one.test", "two@one.test")
+		h.set("rcpt one@one.test", "550 5.1.1 no such user")
+		h.set("rcpt two@one.test", "451 4.2.0 busy")
+		p.send("body\r\n.\r\n")
+		p.want("451 4.2.0 busy")
+		if n := len(g.queue.List()); n != 0 || len(h.messages()) != 0 {
+			t.Errorf("%d items, %d messages", n, len(h.messages()))
+		}
+	})
+	t.Run("all of the first next hop's: the second's answer, and a DSN for the first's", func(t *testing.T) {
+		h, other := newHop(t), newHop(t)
+		g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+		p := g.hello()
+		p.begin("x@one.test", "x@two.test")
+		h.set("rcpt x@one.test", "550 5.1.1 no such user")
+		p.send("body\r\n.\r\n")
+		p.want("250 2.0.0 taken")
+		if items := g.queue.List(); len(items) != 1 || !items[0].ReversePath.IsNull() || len(other.messages()) != 1 || len(h.messages()) != 0 {
+			t.Errorf("queue: %+v", items)
+		}
+	})
+}
+
+func TestNextHopThatGoesAwayAfterRCPTIsQueuedFor(t *testing.T) {
+	h, other := newHop(t), newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+	p := g.hello()
+	p.begin("x@one.test", "x@two.test")
+	h.close()
+	p.send("body\r\n.\r\n")
+	p.want("250 2.0.0 queued as")
+	if items := g.queue.List(); len(items) != 1 || len(items[0].ForwardPaths) != 2 || len(other.messages()) != 0 {
+		t.Errorf("queue: %+v", items)
+	}
+}
+
+func noRoomLeft(o *queue.Options) { o.MinFree = 1 << 62 }
+
+func TestFullSpoolIs452AndNothingIsTaken(t *testing.T) {
+	h := newHop(t)
+	g := newRigWithQueue(t, snapshot("one.test", h.addr()), nil, noRoomLeft)
+	h.close()
+	p := g.hello()
+	p.begin("x@one.test")
+	p.send("body\r\n.\r\n")
+	p.want("452 4.3.1")
+}
+
+func TestFullSpoolStopsTheDotWhereItemsWouldBeHeld(t *testing.T) {
+	h, other := newHop(t), newHop(t)
+	g := newRigWithQueue(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil, noRoomLeft)
+	p := g.hello()
+	p.begin("x@one.test", "x@two.test")
+	p.send("body\r\n.\r\n")
+	p.want("452 4.3.1")
+	waitFor(t, "the first next hop sees no dot", func() bool { return h.cuts() == 1 })
+}
+
+func TestSpoolLostBehindTheFirstDotIs451(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		to    []string
+		spoil func(*hop)
+	}{
+		{"items held for another next hop", []string{"x@one.test", "x@two.test"}, func(*hop) {}},
+		{"a DSN for a recipient refused at delivery", []string{"x@one.test", "bad@one.test"}, func(h *hop) {
+			h.set("rcpt bad@one.test", "550 5.1.1 no such user")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, other := newHop(t), newHop(t)
+			h.holdDot = make(chan struct{})
+			g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+			p := g.hello()
+			p.begin(c.to...)
+			c.spoil(h)
+			p.send("body\r\n.\r\n")
+			<-h.dotSeen
+			if err := os.RemoveAll(g.spool); err != nil {
+				t.Fatal(err)
+			}
+			close(h.holdDot)
+			p.want("451 4.3.0")
+			if s := g.server.Stats(); s.Duplicates != 1 || s.Delivered != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestTheWorstAnswerIsATemporaryOne(t *testing.T) {
+	permanent, temporary := &mail.Reply{Code: 550}, &mail.Reply{Code: 450}
+	if got := worst([]relay.Result{{Reply: permanent}, {Reply: temporary}}); got != temporary {
+		t.Error(got)
+	}
+	if got := worst([]relay.Result{{Reply: permanent}, {Reply: permanent}}); got != permanent {
+		t.Error(got)
+	}
+}

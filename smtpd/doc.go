@@ -1,0 +1,33 @@
+// Package smtpd receives mail over SMTP (RFC 5321) and delivers each message inside its client's transaction, or spools it.
+//
+// The walk of a session, all in one goroutine:
+//
+//  1. The listener accepts, counts sessions in all and per address (421 where there are too many), and hands a conn to go-smtp.
+//  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax
+//     and order, answers what go-smtp must not see (STARTTLS, BDAT, bad order, bad parameters), and passes on a line of fixed
+//     text. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.
+//  3. go-smtp keeps its state machine and calls the session: Mail pins the Ruleset in a transaction, Rcpt asks the Ruleset and
+//     the next hop, Data reads the body straight from conn and decides (deliver.go).
+//  4. conn's Write takes go-smtp's reply codes; the text on the wire is always that of a mail.Reply of ours (reply.go). Replies
+//     are held until the next read from the wire, so that a pipelined burst is answered in one write.
+//
+// The states of a conn:
+//
+//	greeting -> command <-> body -> dot -> command
+//	     \________|___________|______________|____> ended
+//
+//	body: go-smtp wrote 354, the session reads the message up to CRLF.CRLF
+//	dot:  the message was taken; go-smtp's own reader is given the final dot that it waits for
+//
+// Invariants:
+//
+//   - The end of a message is CRLF.CRLF and nothing else; bare CR and bare LF are normalised before anything is stored.
+//   - Any doubt about framing, and any time-out, ends the session: what came after is never run as commands.
+//   - No octet from the network stands in a reply. Causes go to the log only.
+//   - 250 to the final dot means: the next hop's 2xx, or synced in the spool.
+//   - A client that is gone before our final dot to the next hop: the dot is never sent.
+//   - Everything is bounded: line, header, size, recipients, errors, sessions, silence, age, rate.
+//
+// RFCs: 5321, 1870 (SIZE), 2034 (enhanced codes), 2920 (PIPELINING), 3207 (STARTTLS), 3848 (with), 6152 (8BITMIME), 6531
+// (SMTPUTF8), 9422 (LIMITS).
+package smtpd

@@ -1,0 +1,180 @@
+package smtpd
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"mailproxy/mail"
+)
+
+const (
+	smallInput = 4 << 10  // octets, while commands are read
+	bigInput   = 64 << 10 // octets, while a message is read
+)
+
+var (
+	longAgo   = time.Unix(1, 0)
+	wireDot   = []byte(".\r\n")
+	bigInputs = sync.Pool{New: func() any { b := make([]byte, bigInput); return &b }}
+)
+
+// An input is what the client sent and nobody has taken yet. The zero input is empty.
+type input struct {
+	buf  []byte
+	r, w int
+	big  *[]byte // buf's owner, while it is a big one
+}
+
+func (in *input) bytes() []byte { return in.buf[in.r:in.w] }
+func (in *input) len() int      { return in.w - in.r }
+
+// take drops the first n octets.
+func (in *input) take(n int) {
+	if in.r += n; in.r == in.w {
+		in.r, in.w = 0, 0
+	}
+}
+
+// free gives where to read to; empty when the buffer is full.
+func (in *input) free() []byte {
+	if in.buf == nil {
+		in.buf = make([]byte, smallInput)
+	}
+	if in.r > 0 && in.w == len(in.buf) {
+		in.w = copy(in.buf, in.buf[in.r:in.w])
+		in.r = 0
+	}
+	return in.buf[in.w:]
+}
+
+// grow goes over to a big buffer.
+func (in *input) grow() {
+	if in.big != nil {
+		return
+	}
+	in.big = bigInputs.Get().(*[]byte)
+	in.w = copy(*in.big, in.bytes())
+	in.r, in.buf = 0, *in.big
+}
+
+// shrink goes back to a small one where nothing would be lost.
+func (in *input) shrink() {
+	if in.big != nil && in.len() == 0 {
+		in.release()
+	}
+}
+
+func (in *input) release() {
+	if in.big != nil {
+		bigInputs.Put(in.big)
+	}
+	*in = input{}
+}
+
+// fill reads from the wire once, having written the replies that are held. At the deadline it says late. Where it gives false
+// the session has ended.
+func (c *conn) fill(deadline time.Time, late *mail.Reply) bool {
+	c.flush()
+	for c.phase != phaseEnded {
+		if c.base.SetReadDeadline(deadline) != nil {
+			break
+		}
+		// In this order: who drains sets its mark first and the deadline second.
+		if c.phase == phaseCommand && c.server.sessions.isDraining() {
+			c.end(replyDraining)
+			return false
+		}
+		n, err := c.stream.Read(c.in.free())
+		c.in.w += n
+		if n > 0 {
+			return true
+		}
+		timeout := errors.Is(err, os.ErrDeadlineExceeded)
+		if err == nil || timeout && time.Now().Before(deadline) {
+			continue // woken for something else
+		}
+		if timeout {
+			c.abort(late)
+		}
+		break
+	}
+	c.phase = phaseEnded
+	return false
+}
+
+// readLine gives the next line with its CRLF, or nil where the session has ended. The line is valid until the next read.
+func (c *conn) readLine() []byte {
+	c.in.shrink()
+	deadline, late := time.Now().Add(c.idle), replyIdle
+	if c.expiry.Before(deadline) {
+		deadline, late = c.expiry, replyTooOld
+	}
+	for seen := 0; ; {
+		b := c.in.bytes()
+		if noise(b[seen:]) {
+			c.hangUp()
+			return nil
+		}
+		end := bytes.IndexByte(b[seen:], '\n')
+		switch {
+		case end >= 0 && seen+end < maxCommand:
+			line := b[:seen+end+1]
+			if len(line) < 2 || bytes.IndexByte(line, '\r') != len(line)-2 {
+				c.abort(replyBareLine)
+				return nil
+			}
+			c.in.take(len(line))
+			return line
+		case end >= 0 || len(b) >= maxCommand:
+			c.abort(replyLineTooLong)
+			return nil
+		}
+		seen = len(b)
+		if !c.fill(deadline, late) {
+			return nil
+		}
+	}
+}
+
+// noise finds what no command has in it: control characters other than TAB and line ends. A TLS hello begins with one.
+func noise(b []byte) bool {
+	for _, x := range b {
+		if x == '\n' {
+			return false // the next line has its turn
+		}
+		if x < ' ' && x != '\t' && x != '\r' || x == 0x7f {
+			return true
+		}
+	}
+	return false
+}
+
+// peek looks at what has come on the wire and was not read, without waiting.
+func peek(raw net.Conn) (pending, closed bool) {
+	tcp, ok := raw.(*net.TCPConn)
+	if !ok {
+		return false, false
+	}
+	sys, err := tcp.SyscallConn()
+	if err != nil {
+		return false, true
+	}
+	var n int
+	var b [1]byte
+	var recvErr error
+	err = sys.Control(func(fd uintptr) {
+		n, _, recvErr = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	if err != nil {
+		return false, true
+	}
+	if recvErr != nil {
+		return false, !errors.Is(recvErr, syscall.EAGAIN) && !errors.Is(recvErr, syscall.EINTR)
+	}
+	return n > 0, n == 0
+}

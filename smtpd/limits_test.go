@@ -1,0 +1,169 @@
+package smtpd
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+)
+
+func with(s *config.Snapshot, pairs ...string) *config.Snapshot {
+	for i := 0; i < len(pairs); i += 2 {
+		s.Settings = append(s.Settings, config.Setting{Name: pairs[i], Value: pairs[i+1]})
+	}
+	return s
+}
+
+func TestSessionsAreLimitedInAllAndPerAddress(t *testing.T) {
+	for _, c := range []struct{ name, setting, want string }{
+		{"in all", "max_sessions", "421 4.3.2"},
+		{"per address", "max_sessions_per_address", "421 4.7.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newRig(t, with(snapshot(), c.setting, "2"), nil)
+			first, second, third := g.dial(), g.dial(), g.dial()
+			first.want("220")
+			second.want("220")
+			third.want(c.want)
+			third.wantEnd()
+			first.ask("QUIT", "221")
+			waitFor(t, "the session has ended", func() bool { return g.server.Stats().Open == 1 })
+			g.dial().want("220")
+		})
+	}
+}
+
+func TestIPv6ClientsAreCountedByTheir64(t *testing.T) {
+	a, b := keyOf(netip.MustParseAddr("2001:db8::1")), keyOf(netip.MustParseAddr("2001:db8::ffff:0:0:1"))
+	other, v4, next := keyOf(netip.MustParseAddr("2001:db8:0:1::1")), keyOf(netip.MustParseAddr("192.0.2.1")), keyOf(netip.MustParseAddr("192.0.2.2"))
+	if a != b || a == other || v4 == next {
+		t.Error(a, b, other, v4, next)
+	}
+}
+
+func TestSilentClientIsSentAway(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, with(snapshot("one.test", h.addr()), "idle_timeout", "1s"), nil)
+	silent, dripping, inBody := g.hello(), g.hello(), g.hello()
+	inBody.begin("x@one.test")
+	inBody.send("Subject: x\r\n")
+	stop := make(chan struct{})
+	go func() { // an octet at a time does not keep a command alive
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			if _, err := io.WriteString(dripping.Conn, "N"); err != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	defer close(stop)
+	for _, p := range []*peer{silent, dripping, inBody} {
+		p.want("421 4.4.2")
+	}
+	// What comes after the time-out is not run as commands.
+	_, _ = io.WriteString(inBody.Conn, "MAIL FROM:<evil@test>\r\n")
+	silent.wantEnd()
+	inBody.wantEnd()
+	if n := len(h.messages()); n != 0 {
+		t.Errorf("%d messages", n)
+	}
+}
+
+func TestAMessageMustComeAtAMinimumRate(t *testing.T) {
+	now := time.Now()
+	c := &conn{idle: time.Minute, expiry: now.Add(time.Hour)}
+	in := func(d time.Time) time.Duration { return time.Until(d).Round(time.Second) }
+	if d, _ := c.bodyDeadline(now, 0); in(d) != time.Minute {
+		t.Errorf("at its start: %v", in(d))
+	}
+	// Two minutes gone, 10,000 octets: 20 s of credit at 500 a second, used up 40 s ago.
+	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 10_000); in(d) != -40*time.Second || late != replyTooSlow {
+		t.Errorf("too slow: %v, %v", in(d), late)
+	}
+	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 1_000_000); in(d) != time.Minute || late != replyIdle {
+		t.Errorf("fast enough: %v, %v", in(d), late)
+	}
+	c.expiry = now.Add(10 * time.Second)
+	if d, late := c.bodyDeadline(now, 0); in(d) != 10*time.Second || late != replyTooOld {
+		t.Errorf("an old session: %v, %v", in(d), late)
+	}
+}
+
+func TestEndlessLineIsCutOff(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	p := g.hello()
+	go io.WriteString(p.Conn, strings.Repeat("x", 100<<10)) // ends with the connection
+	p.want("500 5.5.2")
+	p.wantEnd()
+}
+
+func TestDrainSends421ToIdleSessionsAndLetsAMessageFinish(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	idle, open, body := g.hello(), g.hello(), g.hello()
+	greeted := g.dial()
+	greeted.want("220")
+	open.ask("MAIL FROM:<a@sender.test>", "250")
+	body.begin("x@one.test")
+	body.send("Subject: x\r\n")
+	done := make(chan error, 1)
+	go func() { done <- g.server.Drain(context.Background()) }()
+	for _, p := range []*peer{idle, open, greeted} {
+		p.want("421 4.3.2")
+		p.wantEnd()
+	}
+	body.send("\r\nx\r\n.\r\n")
+	body.want("250 2.0.0 taken")
+	body.want("421 4.3.2")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := len(h.messages()); n != 1 {
+		t.Errorf("%d messages", n)
+	}
+}
+
+func TestDrainEndsAtItsBound(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	body := g.hello()
+	body.begin("x@one.test")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- g.server.Drain(ctx) }()
+	waitFor(t, "draining", g.server.sessions.isDraining)
+	cancel()
+	if err := <-done; err != context.Canceled {
+		t.Error(err)
+	}
+	if got := body.read(); got != "EOF" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestServeEndsWithItsContextAndSessionsGoOn(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	l := g.listen()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- g.server.Serve(ctx, l) }()
+	p := dialTo(t, l.Addr().String())
+	p.want("220")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	p.ask("NOOP", "250")
+	g.server.Close()
+	p.wantEnd()
+}

@@ -1,0 +1,245 @@
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/emersion/go-smtp"
+	"github.com/rs/zerolog"
+
+	"mailproxy/filter"
+	"mailproxy/queue"
+	"mailproxy/relay"
+)
+
+// Options are what a Server is made from.
+type Options struct {
+	// Hostname is how we name ourselves in the greeting, EHLO and Received.
+	Hostname string
+	// Rules gives the Ruleset in force; nil answers 421 to new sessions: the configuration is not there yet.
+	Rules func() *filter.Ruleset
+	// Relay asks next hops and delivers to them.
+	Relay *relay.Client
+	// Queue takes what cannot be delivered at once.
+	Queue *queue.Queue
+	// TLS has the certificate for STARTTLS; nil: STARTTLS is not offered. TLS 1.2 and session tickets off are set here.
+	TLS *tls.Config
+	// TempDir is where bodies past 256 KiB lie, in files without a name; "" is the system's.
+	TempDir string
+	Log     zerolog.Logger
+}
+
+// A Server serves SMTP on any number of listeners. Its methods may be called by many at once.
+type Server struct {
+	o     Options
+	log   zerolog.Logger
+	smtp  *smtp.Server
+	tls   *tls.Config
+	count counters
+
+	killed context.Context // ended by Close: transactions before their dot are dropped
+	kill   context.CancelFunc
+
+	sessions registry
+}
+
+// New makes a Server. It starts nothing.
+func New(o Options) *Server {
+	s := &Server{o: o, log: o.Log}
+	if s.o.Hostname == "" {
+		s.o.Hostname = "localhost"
+	}
+	s.killed, s.kill = context.WithCancel(context.Background())
+	if o.TLS != nil {
+		s.tls = o.TLS.Clone()
+		s.tls.MinVersion = max(s.tls.MinVersion, tls.VersionTLS12)
+		s.tls.SessionTicketsDisabled = true // mail from Microsoft is lost otherwise (golang/go#70232)
+	}
+	s.smtp = smtp.NewServer(smtp.BackendFunc(newSession))
+	s.smtp.Domain = "localhost" // never on the wire
+	s.smtp.MaxLineLength = 0    // conn bounds lines; go-smtp drops a whole read where one is too long
+	s.smtp.EnableSMTPUTF8 = true
+	s.smtp.ErrorLog = errorLog{s.log}
+	return s
+}
+
+// Serve accepts sessions on l until ctx ends or the server is drained or closed, and closes l. Sessions go on after it has
+// returned: Drain or Close end them. The error is the listener's.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	wrapped := &listener{Listener: l, server: s}
+	if !s.sessions.addListener(wrapped) {
+		return l.Close()
+	}
+	defer s.sessions.removeListener(wrapped)
+	stop := context.AfterFunc(ctx, func() { _ = wrapped.Close() })
+	defer stop()
+	err := s.smtp.Serve(wrapped)
+	_ = wrapped.Close()
+	if wrapped.closed.Load() && (err == nil || errors.Is(err, net.ErrClosed)) {
+		return nil
+	}
+	return err
+}
+
+// Drain stops accepting, says 421 4.3.2 to sessions that wait for a command, lets transactions that are past DATA finish, and
+// returns when all sessions have ended. When ctx ends first, it closes what is left and gives ctx's error.
+func (s *Server) Drain(ctx context.Context) error {
+	s.sessions.drain()
+	select {
+	case <-s.sessions.empty():
+		s.Close()
+		return nil
+	case <-ctx.Done():
+		s.Close()
+		return ctx.Err()
+	}
+}
+
+// closeWait bounds how long Close waits for goroutines whose connections it has closed; one that waits for the answer to a final
+// dot is left behind.
+const closeWait = 2 * time.Second
+
+// Close ends all listeners and sessions at once, without a reply. What was answered stays answered.
+func (s *Server) Close() {
+	s.sessions.drain()
+	s.kill()
+	s.sessions.closeAll()
+	bound, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	_ = s.smtp.Shutdown(bound)
+}
+
+// errorLog takes what go-smtp has to say: panics of ours and errors of Accept.
+type errorLog struct{ log zerolog.Logger }
+
+// Printf logs one event.
+func (e errorLog) Printf(format string, v ...any) {
+	e.log.Error().Str("err", fmt.Sprintf(format, v...)).Msg("session.error")
+}
+
+// Println logs one event.
+func (e errorLog) Println(v ...any) { e.log.Error().Str("err", fmt.Sprint(v...)).Msg("session.error") }
+
+// A registry knows every listener and session.
+type registry struct {
+	mu        sync.Mutex
+	listeners map[*listener]struct{}
+	conns     map[*conn]struct{}
+	perClient map[clientKey]int
+	draining  atomic.Bool   // set under mu
+	drained   chan struct{} // closed when draining and no session is left
+	isClosed  bool          // drained is closed
+}
+
+func (r *registry) addListener(l *listener) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.draining.Load() {
+		return false
+	}
+	if r.listeners == nil {
+		r.listeners = make(map[*listener]struct{})
+	}
+	r.listeners[l] = struct{}{}
+	return true
+}
+
+func (r *registry) removeListener(l *listener) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.listeners, l)
+}
+
+// admission says whether a session may begin.
+type admission uint8
+
+const (
+	admitted admission = iota
+	refusedDraining
+	refusedFull
+	refusedClient
+)
+
+// add takes a session in where there is room for it.
+func (r *registry) add(c *conn, key clientKey, maxAll, maxClient int) admission {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.draining.Load():
+		return refusedDraining
+	case len(r.conns) >= maxAll:
+		return refusedFull
+	case r.perClient[key] >= maxClient:
+		return refusedClient
+	}
+	if r.conns == nil {
+		r.conns = make(map[*conn]struct{})
+		r.perClient = make(map[clientKey]int)
+	}
+	r.conns[c] = struct{}{}
+	r.perClient[key]++
+	return admitted
+}
+
+func (r *registry) remove(c *conn, key clientKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.conns[c]; !ok {
+		return
+	}
+	delete(r.conns, c)
+	if r.perClient[key]--; r.perClient[key] == 0 {
+		delete(r.perClient, key)
+	}
+	r.tellEmptyLocked()
+}
+
+func (r *registry) tellEmptyLocked() {
+	if r.draining.Load() && len(r.conns) == 0 && !r.isClosed {
+		if r.drained == nil {
+			r.drained = make(chan struct{})
+		}
+		close(r.drained)
+		r.isClosed = true
+	}
+}
+
+// drain closes the listeners and wakes every session that waits for a command.
+func (r *registry) drain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.draining.Store(true)
+	for l := range r.listeners {
+		_ = l.Close()
+	}
+	for c := range r.conns {
+		c.drain()
+	}
+	r.tellEmptyLocked()
+}
+
+func (r *registry) isDraining() bool { return r.draining.Load() }
+
+// empty gives a channel that is closed when, after drain, no session is left.
+func (r *registry) empty() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.drained == nil {
+		r.drained = make(chan struct{})
+	}
+	return r.drained
+}
+
+func (r *registry) closeAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		_ = c.base.Close()
+	}
+}

@@ -1,0 +1,49 @@
+package smtpd
+
+import "sync/atomic"
+
+// counters count since the start.
+type counters struct {
+	sessions          atomic.Uint64
+	refused           atomic.Uint64
+	messages          atomic.Uint64
+	delivered         atomic.Uint64
+	queued            atomic.Uint64
+	rejected          atomic.Uint64
+	recipientsRefused atomic.Uint64
+	duplicates        atomic.Uint64
+	gone              atomic.Uint64
+	framing           atomic.Uint64
+	tlsStarted        atomic.Uint64
+	tlsFailed         atomic.Uint64
+}
+
+// Stats are numbers for metrics. Open is of this moment, the others count since the start.
+type Stats struct {
+	Open              int    `json:"open"`      // sessions
+	Sessions          uint64 `json:"sessions"`  // admitted
+	Refused           uint64 `json:"refused"`   // sessions over a limit, or while draining
+	Messages          uint64 `json:"messages"`  // read to their final dot
+	Delivered         uint64 `json:"delivered"` // of them, taken by a next hop in the client's transaction
+	Queued            uint64 `json:"queued"`    // of them, spooled as a whole
+	Rejected          uint64 `json:"rejected"`  // of them, answered 4xx or 5xx
+	RecipientsRefused uint64 `json:"recipients_refused"`
+	Duplicates        uint64 `json:"duplicates"` // possible ones: taken, and the client was gone before it knew
+	Gone              uint64 `json:"gone"`       // transactions dropped because the client was gone before the dot
+	Framing           uint64 `json:"framing"`    // sessions ended for what the client sent or for its silence
+	TLS               uint64 `json:"tls"`        // handshakes done
+	TLSFailed         uint64 `json:"tls_failed"` // handshakes not done
+}
+
+// Stats gives the numbers of this moment.
+func (s *Server) Stats() Stats {
+	s.sessions.mu.Lock()
+	open := len(s.sessions.conns)
+	s.sessions.mu.Unlock()
+	c := &s.count
+	return Stats{
+		Open: open, Sessions: c.sessions.Load(), Refused: c.refused.Load(), Messages: c.messages.Load(),
+		Delivered: c.delivered.Load(), Queued: c.queued.Load(), Rejected: c.rejected.Load(), RecipientsRefused: c.recipientsRefused.Load(), Duplicates: c.duplicates.Load(),
+		Gone: c.gone.Load(), Framing: c.framing.Load(), TLS: c.tlsStarted.Load(), TLSFailed: c.tlsFailed.Load(),
+	}
+}
