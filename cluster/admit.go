@@ -1,0 +1,214 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+// HandleJoin is the master's side of a join: it takes the token, gives the node its CID and certificates, and writes its row, in one
+// commit. The same key gets the same CID again. The tunnel has made sure that the node holds its key, and that what it says of itself
+// has a sound shape.
+// Errors are *tunnel.JoinError.
+func (n *Node) HandleJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.JoinReply, error) {
+	reply, again, err := n.admit(ctx, req)
+	if err != nil {
+		je := joinError(err)
+		n.o.Log.Warn().Str("name", req.Node.Name).Str("address", req.Node.Address).Str("code", string(je.Code)).Err(err).Msg("join.refused")
+		return tunnel.JoinReply{}, je
+	}
+	n.o.Log.Info().Int("node", int(reply.CID)).Str("name", req.Node.Name).Str("address", req.Node.Address).Bool("again", again).
+		Stringer("epoch", reply.Epoch).Int64("serial", reply.Position.Serial).Msg("node.joined")
+	n.Changed()
+	return reply, nil
+}
+
+func (n *Node) admit(ctx context.Context, req tunnel.JoinRequest) (reply tunnel.JoinReply, again bool, err error) {
+	node := req.Node
+	if node.Name == "" || node.UUID == "" {
+		return reply, false, fmt.Errorf("%w: no name or no UUID", ErrBadRequest)
+	}
+	st, err := n.ownState(ctx)
+	if err != nil {
+		return reply, false, err
+	}
+	if st.CID == 0 {
+		return reply, false, ErrNoCluster
+	}
+	if !st.IsMaster() {
+		return reply, false, n.notMaster(st)
+	}
+	ca, err := tunnel.LoadOrMakeCA(n.o.Local.KeyDir())
+	if err != nil {
+		return reply, false, err
+	}
+	author := db.Author{Who: "node " + node.Name, Command: "pmgcm join"}
+	var snap *config.Snapshot
+	reply.Position, err = n.o.DB.Commit(ctx, author, func(ctx context.Context, tx *db.Tx) error {
+		var err error
+		if snap, err = tx.Snapshot(ctx); err != nil {
+			return err
+		}
+		if err := tx.TakeToken(ctx, tokenHash(req.Token), node.PublicKey); err != nil {
+			return err
+		}
+		if node.CID, again, err = place(snap, node); err != nil {
+			return err
+		}
+		if !again {
+			highest, err := tx.MaxCID(ctx)
+			if err != nil {
+				return err
+			}
+			node.CID, node.JoinedAt = highest+1, n.o.Now().UTC().Truncate(time.Microsecond)
+		} else if old, ok := memberOf(snap.Nodes, node.CID); ok {
+			node.JoinedAt, node.Promotable = old.JoinedAt, old.Promotable
+		}
+		if err := tx.PutNode(ctx, node); err != nil {
+			return err
+		}
+		if err := putOwnCA(ctx, tx, snap, ca.Config(st.CID)); err != nil {
+			return err
+		}
+		snap, err = tx.Snapshot(ctx)
+		return err
+	}, nil)
+	if err != nil {
+		return reply, false, err
+	}
+	reply.ClusterID, reply.CID, reply.Epoch, reply.Nodes, reply.CAs = st.ClusterID, node.CID, reply.Position.Epoch, snap.Nodes, snap.CAs
+	reply.Certs, err = ca.Sign(node.PublicKey, node.CID, st.ClusterID, certValidity)
+	return reply, again, err
+}
+
+// putOwnCA makes the cluster trust this node's CA, where it does not yet.
+func putOwnCA(ctx context.Context, tx *db.Tx, s *config.Snapshot, own config.CA) error {
+	for _, ca := range s.CAs {
+		if ca.Fingerprint == own.Fingerprint {
+			return nil
+		}
+	}
+	return tx.PutCA(ctx, own)
+}
+
+// place finds the CID of a node that was here before, by its key, and refuses one that may not enter.
+func place(s *config.Snapshot, node config.Node) (cid config.CID, again bool, err error) {
+	for _, r := range s.Revoked {
+		if r.PublicKey == node.PublicKey {
+			return 0, false, fmt.Errorf("%w: %s(%d), deleted on %s", ErrKeyRevoked, r.Name, r.CID, r.RevokedAt.UTC().Format(time.DateOnly))
+		}
+	}
+	for _, m := range s.Nodes {
+		if m.PublicKey == node.PublicKey {
+			cid, again = m.CID, true
+			continue
+		}
+		switch {
+		case m.MachineID != "" && m.MachineID == node.MachineID:
+			return 0, false, fmt.Errorf("%w: %s, which must be deleted first", ErrGhost, label(m))
+		case strings.EqualFold(m.Name, node.Name):
+			return 0, false, fmt.Errorf("%w: %s", ErrNameTaken, label(m))
+		case m.Address == node.Address:
+			return 0, false, fmt.Errorf("%w: %s by %s", ErrAddressTaken, m.Address, label(m))
+		}
+	}
+	return cid, again, nil
+}
+
+// notMaster says who is, as far as this node knows.
+func (n *Node) notMaster(st db.State) error {
+	e := &NotMasterError{}
+	if st.Promised.Owner != st.CID {
+		e.Master, _ = memberOf(n.members(), st.Promised.Owner)
+	}
+	return e
+}
+
+// The codes of a join that are the cluster's own; they cross the wire.
+const (
+	codeNameTaken    tunnel.JoinCode = "name_taken"
+	codeAddressTaken tunnel.JoinCode = "address_taken"
+	codeGhost        tunnel.JoinCode = "ghost"
+)
+
+// joinCodes are the refusals of a join; both sides read this table.
+var joinCodes = []struct {
+	code tunnel.JoinCode
+	from error // on the master
+	to   error // on the joining node
+}{
+	{tunnel.CodeNotMaster, ErrNotMaster, ErrTargetNotMaster},
+	{tunnel.CodeNotMaster, db.ErrNotMaster, ErrTargetNotMaster},
+	{tunnel.CodeNoCluster, ErrNoCluster, ErrTargetNotMaster},
+	{tunnel.CodeTokenUnknown, db.ErrTokenUnknown, ErrTokenUnknown},
+	{tunnel.CodeTokenUsed, db.ErrTokenUsed, ErrTokenUsed},
+	{tunnel.CodeTokenExpired, db.ErrTokenExpired, ErrTokenExpired},
+	{tunnel.CodeRevoked, ErrKeyRevoked, ErrKeyRevoked},
+	{codeNameTaken, ErrNameTaken, ErrNameTaken},
+	{codeAddressTaken, ErrAddressTaken, ErrAddressTaken},
+	{codeGhost, ErrGhost, ErrGhost},
+	{tunnel.CodeBadRequest, ErrBadRequest, ErrBadRequest},
+	{tunnel.CodeOtherIdentity, tunnel.ErrOtherIdentity, ErrBadRequest},
+	{tunnel.CodeTooMany, tunnel.ErrTooManyJoins, ErrTooManyJoins},
+}
+
+// joinError is what the joining node is told. What is not in the table is our own trouble, and only its kind goes out.
+func joinError(err error) *tunnel.JoinError {
+	for _, c := range joinCodes {
+		if !errors.Is(err, c.from) {
+			continue
+		}
+		je := &tunnel.JoinError{Code: c.code, Text: err.Error()}
+		var nm *NotMasterError
+		if errors.As(err, &nm) && nm.Master.CID != 0 {
+			je.MasterName, je.MasterAddress = nm.Master.Name, nm.Master.Address
+		}
+		return je
+	}
+	return &tunnel.JoinError{Code: tunnel.CodeInternal, Text: "the master could not write the new node; its log says why"}
+}
+
+// fromJoinError gives the other side's refusal as our sentinel, with what its text says more.
+func fromJoinError(je *tunnel.JoinError) error {
+	to := ErrJoinFailed
+	for _, c := range joinCodes {
+		if c.code == je.Code {
+			to = c.to
+			break
+		}
+	}
+	text := clean(je.Text)
+	switch {
+	case je.MasterAddress != "":
+		return fmt.Errorf("%w, %s at %s is", to, clean(je.MasterName), clean(je.MasterAddress))
+	case text == "" || to == ErrTokenUnknown || to == ErrTokenUsed || to == ErrTokenExpired:
+		return to
+	case strings.HasPrefix(text, to.Error()):
+		return fmt.Errorf("%w%s", to, strings.TrimPrefix(text, to.Error()))
+	}
+	return fmt.Errorf("%w: %s", to, text)
+}
+
+// maxForeignText bounds a text of another node that is shown to an operator.
+const maxForeignText = 300
+
+// clean makes a text from the network fit for a terminal.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	if len(s) > maxForeignText {
+		s = strings.ToValidUTF8(s[:maxForeignText], "") + "…"
+	}
+	return s
+}

@@ -1,0 +1,221 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+)
+
+func TestCommitReachesEverySlave(t *testing.T) {
+	nodes := newCluster(t, 3)
+	want := nodes[0].mustPutDomain("example.test")
+	inSync(t, nodes...)
+	for _, n := range nodes {
+		if st := n.state(); st.Position != want || !n.hasDomain("example.test") {
+			t.Errorf("%s is at %v, want %v", n.local.Name, st.Position, want)
+		}
+	}
+	if _, err := nodes[1].putDomain("slave.test"); !errors.Is(err, db.ErrNotMaster) {
+		t.Errorf("commit on a slave: %v, want ErrNotMaster", err)
+	}
+	if !nodes[0].log.has("push.done") || !nodes[0].log.has("node.joined") || !nodes[1].log.has("role.changed") {
+		t.Error("push.done, node.joined or role.changed is missing in the log")
+	}
+}
+
+func TestSlaveThatWasAwayIsPushedTo(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[2].stopDaemon()
+	nodes[0].mustPutDomain("away.test")
+	inSync(t, nodes[:2]...)
+	if nodes[2].hasDomain("away.test") {
+		t.Fatal("a node without its daemon was pushed to")
+	}
+	nodes[2].start()
+	inSync(t, nodes...)
+}
+
+func TestStatusShowsAllNodesSideBySide(t *testing.T) {
+	nodes := newCluster(t, 3)
+	for _, n := range nodes {
+		eventually(t, "status in sync from "+n.local.Name, func() bool { return n.status(StatusParams{}).InSync })
+	}
+	r := nodes[1].status(StatusParams{})
+	for i, row := range r.Rows {
+		want := Slave
+		if i == 0 {
+			want = Master
+		}
+		if row.CID != config.CID(i+1) || row.Role != want || row.State != InSync || row.Error != "" || row.UUID == "" || row.Version != "test" {
+			t.Errorf("row %d: %+v", i, row)
+		}
+	}
+}
+
+func TestDeadPeerIsARowAndCostsTwoSeconds(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[2].stopDaemon()
+	start := time.Now()
+	r := nodes[0].status(StatusParams{})
+	if took := time.Since(start); took > statusTimeout+time.Second {
+		t.Errorf("status took %v", took)
+	}
+	if got := row(t, r, 3); got.Error == "" || got.State != Unreachable || r.InSync {
+		t.Errorf("row of the dead node: %+v, in sync %v", got, r.InSync)
+	}
+	if got := row(t, r, 2); got.State != InSync {
+		t.Errorf("row of a live node: %+v", got)
+	}
+}
+
+func TestStatusWithoutPostgreSQL(t *testing.T) {
+	nodes := newCluster(t, 2)
+	position := nodes[1].state().Position
+	nodes[1].node.o.DB.Close() // as a server that is gone: every method gives an error
+	eventually(t, "status names PostgreSQL", func() bool {
+		r := nodes[0].status(StatusParams{})
+		got := row(t, r, 2)
+		return got.Error == "" && !got.Database && got.State == Stale && got.Position == position && !r.InSync &&
+			len(got.Problems) > 0 && strings.Contains(got.Problems[0].What, "PostgreSQL") && got.Problems[0].Remedy != ""
+	})
+}
+
+func TestStatusWithoutTheDaemon(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[1].stopDaemon()
+	r := nodes[1].status(StatusParams{})
+	if len(r.Rows) != 2 || r.InSync || !strings.Contains(row(t, r, 2).Error, ErrNoDaemon.Error()) {
+		t.Errorf("status without a daemon: %+v", r)
+	}
+}
+
+func TestStatusOfASingleNode(t *testing.T) {
+	n := newTestNode(t, "mx1").start()
+	if _, err := n.operator().Status(t.Context(), StatusParams{}); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("status: %v, want ErrNoCluster", err)
+	}
+}
+
+func TestRowsChangedByHandShowAsDriftAndSyncPutsThemRight(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[0].mustPutDomain("a.test")
+	inSync(t, nodes...)
+	drift := func() {
+		t.Helper()
+		nodes[1].psql("UPDATE config.domain SET comment = 'by hand'")
+		eventually(t, "drift is shown", func() bool {
+			got := row(t, nodes[0].status(StatusParams{}), 2)
+			return got.State == Drifted && len(got.Problems) > 0 && strings.Contains(got.Problems[0].Remedy, "pmgcm sync")
+		})
+	}
+	repaired := func() {
+		t.Helper()
+		eventually(t, "in sync again", func() bool { return nodes[0].status(StatusParams{}).InSync })
+		if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "" {
+			t.Errorf("after the repair: %+v, %v", s, err)
+		}
+	}
+	drift()
+	if !nodes[1].log.has("drift.found") {
+		t.Error("drift.found is not logged")
+	}
+	if _, err := nodes[1].operator().Sync(t.Context()); err != nil {
+		t.Fatalf("sync on the slave: %v", err)
+	}
+	repaired()
+	drift()
+	if _, err := nodes[0].operator().Sync(t.Context()); err != nil {
+		t.Fatalf("sync on the master: %v", err)
+	}
+	repaired()
+}
+
+func TestVerifyShowsDriftAtOnce(t *testing.T) {
+	slow := quick()
+	slow.Drift = time.Hour
+	nodes := newClusterWith(t, 2, slow)
+	nodes[0].mustPutDomain("a.test")
+	inSync(t, nodes...)
+	nodes[1].psql("DELETE FROM config.domain")
+	if got := row(t, nodes[0].status(StatusParams{Verify: true}), 2); got.State != Drifted {
+		t.Errorf("state %q after --verify, want drifted", got.State)
+	}
+}
+
+func TestSyncBringsAllUpToDate(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[0].mustPutDomain("a.test")
+	done, err := nodes[0].operator().Sync(t.Context())
+	if err != nil || len(done) != 1 || done[0].Node.CID != 2 {
+		t.Fatalf("sync on the master: %+v, %v", done, err)
+	}
+	if !nodes[1].hasDomain("a.test") {
+		t.Error("sync returned before the slave had it")
+	}
+	nodes[1].stopDaemon()
+	if _, err := nodes[0].operator().Sync(t.Context()); !errors.Is(err, ErrNotInSync) {
+		t.Errorf("sync with a slave away: %v, want ErrNotInSync", err)
+	}
+	if _, err := nodes[0].operator().SyncWith(t.Context(), "127.0.0.1"); !errors.Is(err, ErrLocalMaster) {
+		t.Errorf("sync --master_ip on the master: %v, want ErrLocalMaster", err)
+	}
+}
+
+func TestDeleteRevokes(t *testing.T) {
+	nodes := newCluster(t, 3)
+	if _, err := nodes[0].db.Commit(t.Context(), db.Author{Who: "t"}, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutSecret(ctx, "dkim-key", []byte("x"))
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	op := nodes[0].operator()
+	if _, err := op.Delete(t.Context(), 9, nil); !errors.Is(err, ErrNoSuchNode) {
+		t.Errorf("delete of an unknown CID: %v", err)
+	}
+	if _, err := op.Delete(t.Context(), 1, nil); !errors.Is(err, ErrDeleteSelf) {
+		t.Errorf("delete of itself: %v", err)
+	}
+	if _, err := nodes[1].operator().Delete(t.Context(), 3, nil); !errors.Is(err, ErrNotMaster) || !strings.Contains(err.Error(), "mx1(1)") {
+		t.Errorf("delete on a slave: %v, want ErrNotMaster with the master's name", err)
+	}
+	before := nodes[0].state().Position
+	if _, err := op.Delete(t.Context(), 3, func(config.Node) bool { return false }); !errors.Is(err, ErrNotConfirmed) || nodes[0].state().Position != before {
+		t.Errorf("delete that was not confirmed: %v", err)
+	}
+	d, err := op.Delete(t.Context(), 3, func(n config.Node) bool { return n.Name == "mx3" })
+	if err != nil || !d.Majority || len(d.Missing) != 0 || len(d.Secrets) != 1 || d.Secrets[0] != "dkim-key" {
+		t.Fatalf("delete: %+v, %v", d, err)
+	}
+	for _, cid := range []config.CID{1, 2} {
+		eventually(t, "the deleted node reaches nobody", func() bool {
+			_, err := nodes[2].operator().peerState(t.Context(), cid)
+			return err != nil
+		})
+	}
+	nodes[0].mustPutDomain("after.test")
+	inSync(t, nodes[:2]...)
+	if nodes[2].hasDomain("after.test") {
+		t.Error("the deleted node was pushed to")
+	}
+	if r := nodes[0].status(StatusParams{}); len(r.Rows) != 2 {
+		t.Errorf("status has %d rows after the delete", len(r.Rows))
+	}
+}
+
+func TestSelfAnswersBeforeAnythingIsKnown(t *testing.T) {
+	n := newTestNode(t, "mx1").start()
+	n.node.o.DB.Close()
+	start := time.Now()
+	s := n.node.Self(t.Context(), false)
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("Self took %v", took)
+	}
+	if s.Database || s.Name != "mx1" || len(s.Problems) == 0 {
+		t.Errorf("Self: %+v", s)
+	}
+}

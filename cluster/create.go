@@ -1,0 +1,106 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+// certValidity is how long node certificates are good for. Deleting a node revokes it at once, so that this needs not be short.
+const certValidity = 10 * 365 * 24 * time.Hour
+
+// Created is what Create made.
+type Created struct {
+	ClusterID   string
+	CID         config.CID
+	Fingerprint string // of the CA
+}
+
+// Create makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
+// cluster. Killed between two steps it goes on from there: keys and identity are found again, and the row that puts the node into
+// the cluster comes last.
+func (o *Operator) Create(ctx context.Context) (Created, error) {
+	st, err := o.state(ctx)
+	if err != nil {
+		return Created{}, err
+	}
+	if st.CID != 0 {
+		return Created{}, o.clusterExists(st)
+	}
+	dir := o.Local.KeyDir()
+	key, err := tunnel.LoadOrMakeKey(dir)
+	if err != nil {
+		return Created{}, fmt.Errorf("make node key: %w", err)
+	}
+	ca, err := tunnel.LoadOrMakeCA(dir)
+	if err != nil {
+		return Created{}, fmt.Errorf("make cluster CA: %w", err)
+	}
+	const cid = config.CID(1)
+	node := selfNode(o.Local, key.Public(), time.Now())
+	node.CID = cid
+	clusterID := newClusterID()
+	old, err := tunnel.LoadIdentity(dir)
+	switch {
+	case err == nil && old.CID == cid && !o.joinBegun():
+		clusterID = old.ClusterID // a create that was cut off
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return Created{}, fmt.Errorf("read identity: %w", err)
+	}
+	certs, err := ca.Sign(key.Public(), cid, clusterID, certValidity)
+	if err != nil {
+		return Created{}, fmt.Errorf("sign own certificate: %w", err)
+	}
+	row := ca.Config(cid)
+	id := tunnel.Identity{ClusterID: clusterID, CID: cid, Certs: certs, Nodes: []config.Node{node}, CAs: []config.CA{row}}
+	if err := tunnel.SaveIdentity(dir, id); err != nil {
+		return Created{}, fmt.Errorf("save identity: %w", err)
+	}
+	o.say("keys and certificates made in %s", dir)
+	if err := o.DB.CreateCluster(ctx, db.CreateParams{ClusterID: clusterID, Node: node, CA: row}); err != nil {
+		if errors.Is(err, db.ErrExists) {
+			return Created{}, ErrClusterExists
+		}
+		return Created{}, fmt.Errorf("write cluster: %w", err)
+	}
+	o.endJoin()
+	return Created{clusterID, cid, row.Fingerprint}, nil
+}
+
+func (o *Operator) clusterExists(st db.State) error {
+	return fmt.Errorf("%w: this is node %d of cluster %s", ErrClusterExists, st.CID, st.ClusterID)
+}
+
+// JoinCommand makes a fresh one-time token, good for ttl, and gives the command to paste on the new node.
+func (o *Operator) JoinCommand(ctx context.Context, ttl time.Duration) (string, error) {
+	st, err := o.masterState(ctx)
+	if err != nil {
+		return "", err
+	}
+	s, err := o.DB.Load(ctx)
+	if err != nil {
+		return "", err
+	}
+	me, ok := memberOf(s.Nodes, st.CID)
+	if !ok {
+		return "", fmt.Errorf("%w: node %d is not in the member list", ErrNoSuchNode, st.CID)
+	}
+	fingerprint, err := tunnel.Fingerprint(me.PublicKey)
+	if err != nil {
+		return "", fmt.Errorf("own key in the member list: %w", err)
+	}
+	token, hash := newToken()
+	_, err = o.DB.Commit(ctx, o.Author, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutToken(ctx, hash, time.Now().Add(ttl))
+	}, nil)
+	if err != nil {
+		return "", fmt.Errorf("save token: %w", err)
+	}
+	return fmt.Sprintf("pmgcm join %s --fingerprint %s --token %s", me.Address, fingerprint, token), nil
+}

@@ -1,0 +1,204 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/internal/durable"
+	"mailproxy/tunnel"
+)
+
+// JoinParams is what an operator says on the new node.
+type JoinParams struct {
+	// Address is the master's, with or without a port.
+	Address string
+	// Fingerprint is that of the master's key, "SHA256:…"; empty: Confirm is asked.
+	Fingerprint string
+	// Token is the one-time token that join-cmd printed.
+	Token string
+	// Confirm shows the fingerprint that was found and gives the operator's word for it. Nothing secret is sent before.
+	Confirm func(fingerprint string) bool
+}
+
+// How long Join waits: for the tunnel to come up, for a push that makes no progress, and for the others to know of us.
+const (
+	tunnelPatience = 60 * time.Second
+	pushPatience   = 5 * time.Minute
+)
+
+// begunJoin is kept while a join is under way, so that the very same command can be run again.
+type begunJoin struct {
+	Address     string `json:"address"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+func (o *Operator) joinFile() string { return filepath.Join(o.Local.StateDir, "join.json") }
+
+func (o *Operator) joinBegun() bool {
+	_, err := os.Stat(o.joinFile())
+	return err == nil
+}
+
+func (o *Operator) endJoin() { _ = os.Remove(o.joinFile()) }
+
+// Join makes this node a member of the master's cluster. The configuration that it held is destroyed and filled from the master;
+// it returns once the own position equals the master's. Killed anywhere it can be run again: the same key gets the same CID.
+func (o *Operator) Join(ctx context.Context, p JoinParams) (config.CID, error) {
+	st, err := o.state(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := o.needDaemon(ctx); err != nil {
+		return 0, err
+	}
+	p.Address = withPort(p.Address, config.DefaultTunnelPort)
+	if err := o.mayJoin(st, p); err != nil {
+		return 0, err
+	}
+	key, err := tunnel.LoadOrMakeKey(o.Local.KeyDir())
+	if err != nil {
+		return 0, fmt.Errorf("make node key: %w", err)
+	}
+	if err := o.beginJoin(p); err != nil {
+		return 0, err
+	}
+	req := tunnel.JoinRequest{Token: p.Token, Node: selfNode(o.Local, key.Public(), time.Now())}
+	reply, err := tunnel.Join(ctx, p.Address, p.Fingerprint, key, req, p.Confirm)
+	if err != nil {
+		if st.CID == 0 {
+			o.endJoin() // nothing was begun that another join could not begin anew
+		}
+		return 0, o.joinFailed(p.Address, err)
+	}
+	if st.CID != 0 && (st.ClusterID != reply.ClusterID || st.CID != reply.CID) {
+		return 0, fmt.Errorf("%w: here is node %d of cluster %s, there we would be node %d of %s", ErrOtherJoin, st.CID, st.ClusterID, reply.CID, reply.ClusterID)
+	}
+	o.say("%s took this node in as number %d", p.Address, reply.CID)
+	if err := o.enter(ctx, reply); err != nil {
+		return 0, err
+	}
+	if err := o.firstPush(ctx, reply); err != nil {
+		return 0, err
+	}
+	o.waitKnown(ctx, reply)
+	o.endJoin()
+	return reply.CID, nil
+}
+
+// mayJoin refuses on a node that is in a cluster, unless this very join was begun here and is not finished.
+func (o *Operator) mayJoin(st db.State, p JoinParams) error {
+	if st.CID == 0 {
+		return nil
+	}
+	b, err := os.ReadFile(o.joinFile())
+	if err != nil {
+		return o.clusterExists(st)
+	}
+	var begun begunJoin
+	if json.Unmarshal(b, &begun) != nil || begun.Address == p.Address || begun.Fingerprint != "" && begun.Fingerprint == p.Fingerprint {
+		return nil
+	}
+	return fmt.Errorf("%w: to %s", ErrOtherJoin, begun.Address)
+}
+
+// beginJoin notes the join durably, in a file of the state directory's owner.
+func (o *Operator) beginJoin(p JoinParams) error {
+	b, err := json.Marshal(begunJoin{p.Address, p.Fingerprint})
+	if err == nil {
+		err = durable.WriteFile(o.joinFile(), b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("note the join: %w", err)
+	}
+	return nil
+}
+
+// joinFailed gives our sentinel for what the other side or the way to it said.
+func (o *Operator) joinFailed(address string, err error) error {
+	var je *tunnel.JoinError
+	var ne net.Error
+	switch {
+	case errors.As(err, &je):
+		return fromJoinError(je)
+	case errors.Is(err, tunnel.ErrFingerprint):
+		return fmt.Errorf("%w: %w", ErrFingerprint, err)
+	case errors.As(err, &ne), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %s: %w", ErrJoinUnreachable, address, plainCause(err))
+	}
+	return fmt.Errorf("join %s: %w", address, err)
+}
+
+// enter stores who this node is now. The identity comes first: the database's own notification then finds it, and the daemon opens
+// the tunnel.
+func (o *Operator) enter(ctx context.Context, r tunnel.JoinReply) error {
+	if err := tunnel.SaveIdentity(o.Local.KeyDir(), r.Identity()); err != nil {
+		return fmt.Errorf("save identity: %w", err)
+	}
+	err := o.DB.Enter(ctx, db.EnterParams{CID: r.CID, ClusterID: r.ClusterID, Epoch: r.Epoch})
+	if err != nil {
+		return fmt.Errorf("enter the cluster: %w", err)
+	}
+	o.say("own configuration emptied, waiting for the tunnel to node %d", r.Epoch.Owner)
+	return nil
+}
+
+// firstPush waits until this node is where the master is.
+func (o *Operator) firstPush(ctx context.Context, r tunnel.JoinReply) error {
+	master := r.Epoch.Owner
+	var lastErr error
+	var there db.State
+	up := poll(ctx, tunnelPatience, func() bool {
+		there, lastErr = o.peerState(ctx, master)
+		return lastErr == nil
+	})
+	if !up {
+		return fmt.Errorf("%w: no tunnel to node %d: %w", ErrNoFirstPush, master, errors.Join(ctx.Err(), lastErr))
+	}
+	o.say("tunnel is up, receiving the configuration, serial %d", there.Position.Serial)
+	var mine db.State
+	done := poll(ctx, pushPatience, func() bool {
+		if mine, lastErr = o.state(ctx); lastErr != nil || joining(mine) {
+			return false
+		}
+		there, lastErr = o.peerState(ctx, master)
+		return lastErr == nil && mine.Position.Compare(there.Position) >= 0 || mine.Position.Epoch.Compare(r.Epoch) > 0
+	})
+	if !done {
+		return fmt.Errorf("%w: own position %v, the master's %v: %w", ErrNoFirstPush, mine.Position, there.Position, errors.Join(ctx.Err(), lastErr))
+	}
+	o.say("in sync with node %d at %v", master, mine.Position)
+	return nil
+}
+
+// waitKnown waits until a majority of the members that were there before holds this node's row, and says who does not yet.
+func (o *Operator) waitKnown(ctx context.Context, r tunnel.JoinReply) {
+	var before []config.Node
+	for _, n := range r.Nodes {
+		if n.CID != r.CID {
+			before = append(before, n)
+		}
+	}
+	if missing, _ := o.waitHeld(ctx, before, r.Position, 0); len(missing) > 0 {
+		o.say("not told yet (they learn of it when they are back): %s", labels(missing))
+	}
+}
+
+// withPort gives address a port where it has none.
+func withPort(address, port string) string {
+	if _, _, err := net.SplitHostPort(address); err == nil {
+		return address
+	}
+	if len(address) > 1 && address[0] == '[' && address[len(address)-1] == ']' {
+		address = address[1 : len(address)-1]
+	}
+	return net.JoinHostPort(address, port)
+}

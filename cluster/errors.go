@@ -1,0 +1,120 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"mailproxy/config"
+)
+
+// What a command refuses, or could not do. cmd/pmgcm has a remedy for each.
+var (
+	// ErrNoCluster: the node is a single one.
+	ErrNoCluster = errors.New("no cluster defined")
+	// ErrClusterExists: create or join on a node that is in a cluster.
+	ErrClusterExists = errors.New("cluster already defined")
+	// ErrOtherJoin: an unfinished join to another place stands in the way.
+	ErrOtherJoin = errors.New("another join was begun here and is not finished")
+	// ErrNotMaster: only the master does this. The error carries the master where it is known: see NotMasterError.
+	ErrNotMaster = errors.New("this node is not the master")
+	// ErrAlreadyMaster: promote on the master.
+	ErrAlreadyMaster = errors.New("this node is already master")
+	// ErrLocalMaster: sync --master_ip on the master (PMG's words).
+	ErrLocalMaster = errors.New("local node is master - nothing to do")
+	// ErrNoMajority: too few members gave their promise. Nothing but promises was written. See NoMajorityError.
+	ErrNoMajority = errors.New("no majority")
+	// ErrNotPromotable: the node's row says that it shall not become master.
+	ErrNotPromotable = errors.New("this node is not marked promotable")
+	// ErrJoining: the node has not been pushed to yet and has no vote.
+	ErrJoining = errors.New("this node has not finished joining")
+	// ErrNoSuchNode: no member has that CID.
+	ErrNoSuchNode = errors.New("no such node")
+	// ErrDeleteSelf: delete of the node that it runs on.
+	ErrDeleteSelf = errors.New("unable to delete master node")
+	// ErrNotConfirmed: the operator did not say yes.
+	ErrNotConfirmed = errors.New("not confirmed, nothing changed")
+	// ErrNoDaemon: the local daemon does not answer, and without it no peer is in reach.
+	ErrNoDaemon = errors.New("the local daemon is not running")
+	// ErrNoDatabase: the local PostgreSQL does not answer.
+	ErrNoDatabase = errors.New("the local PostgreSQL is not reachable")
+	// ErrNotMember: an address that belongs to no member.
+	ErrNotMember = errors.New("no member of this cluster has that address")
+	// ErrHostNotMaster: sync --master_ip with a node that is not master.
+	ErrHostNotMaster = errors.New("host is not cluster master")
+	// ErrPeerUnreachable: a peer that is needed does not answer.
+	ErrPeerUnreachable = errors.New("peer not reachable")
+	// ErrNotInSync: asked, and not in sync; exit code 3.
+	ErrNotInSync = errors.New("not in sync")
+	// ErrNoSuchEntry: the journal has no entry of that number.
+	ErrNoSuchEntry = errors.New("no such journal entry")
+
+	// ErrTargetNotMaster: join to a node that is not the master.
+	ErrTargetNotMaster = errors.New("the node there is not the master")
+	// ErrTokenUnknown: the master does not know the token.
+	ErrTokenUnknown = errors.New("token unknown")
+	// ErrTokenUsed: the token was used by another key.
+	ErrTokenUsed = errors.New("token already used")
+	// ErrTokenExpired: the token is too old.
+	ErrTokenExpired = errors.New("token expired")
+	// ErrKeyRevoked: the joining node's key is that of a deleted node.
+	ErrKeyRevoked = errors.New("this node's key belongs to a deleted node")
+	// ErrNameTaken: another member has that name.
+	ErrNameTaken = errors.New("node name already in use")
+	// ErrAddressTaken: another member has that address.
+	ErrAddressTaken = errors.New("node address already in use")
+	// ErrGhost: the same machine and state directory is a member under another key.
+	ErrGhost = errors.New("this machine is known as another node")
+	// ErrBadRequest: what the joining node said of itself is not usable.
+	ErrBadRequest = errors.New("join request refused")
+	// ErrTooManyJoins: the master was asked too often from here.
+	ErrTooManyJoins = errors.New("too many join attempts from this address")
+	// ErrJoinFailed: the master could not carry the join out.
+	ErrJoinFailed = errors.New("the master could not take this node in")
+	// ErrFingerprint: the key at the address is not the expected one.
+	ErrFingerprint = errors.New("fingerprint does not match")
+	// ErrJoinUnreachable: nothing answers at the address.
+	ErrJoinUnreachable = errors.New("master not reachable")
+	// ErrNoFirstPush: the node is a member, but the master's push has not come through.
+	ErrNoFirstPush = errors.New("the master's configuration has not arrived")
+)
+
+// A NotMasterError says who is the master, as far as this node knows.
+type NotMasterError struct {
+	// Master is the zero Node where it is not known.
+	Master config.Node
+}
+
+func (e *NotMasterError) Error() string {
+	if e.Master.CID == 0 {
+		return ErrNotMaster.Error()
+	}
+	return fmt.Sprintf("%v, %s(%d) at %s is", ErrNotMaster, e.Master.Name, e.Master.CID, hostOf(e.Master.Address))
+}
+
+// Is makes it an ErrNotMaster.
+func (e *NotMasterError) Is(target error) bool { return target == ErrNotMaster }
+
+// A NoMajorityError says what a promote lacked, and what a forced one may lose.
+type NoMajorityError struct {
+	// Votes is how many members gave their promise, of Voters that have a vote; Wanted would do.
+	Votes, Voters, Wanted int
+	// Missing are the members that did not.
+	Missing []string
+	// AtRisk are lines for the operator: what a forced promote may lose.
+	AtRisk []string
+}
+
+func (e *NoMajorityError) Error() string {
+	s := fmt.Sprintf("%v: %d of %d members gave their promise, %d wanted", ErrNoMajority, e.Votes, e.Voters, e.Wanted)
+	if len(e.Missing) > 0 {
+		s += " (missing: " + strings.Join(e.Missing, ", ") + ")"
+	}
+	for _, r := range e.AtRisk {
+		s += "\n  " + r
+	}
+	return s
+}
+
+// Is makes it an ErrNoMajority.
+func (e *NoMajorityError) Is(target error) bool { return target == ErrNoMajority }

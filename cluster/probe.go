@@ -1,0 +1,188 @@
+package cluster
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+)
+
+// tunnelPoll is how often the tunnel's list of peers is looked at, which costs nothing but a lock.
+const tunnelPoll = 250 * time.Millisecond
+
+// openPeer opens a session on a peer's PostgreSQL.
+func (n *Node) openPeer(ctx context.Context, cid config.CID) (*db.Peer, error) {
+	return db.OpenPeer(ctx, func(ctx context.Context) (net.Conn, error) { return n.o.Tunnel.Dial(ctx, cid, "postgres") })
+}
+
+// probers keeps one prober per peer, as the member list has them.
+func (n *Node) probers(ctx context.Context) error {
+	n.perPeer(ctx, n.probe)
+	return ctx.Err()
+}
+
+// perPeer runs f once for each peer until ctx ends, begins with new members and ends those of deleted ones. It returns when all
+// have ended.
+func (n *Node) perPeer(ctx context.Context, f func(ctx context.Context, node config.Node, k *kicks)) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	type run struct {
+		node config.Node
+		end  context.CancelFunc
+	}
+	runs := map[config.CID]run{}
+	defer func() {
+		for _, r := range runs {
+			r.end()
+		}
+	}()
+	for ctx.Err() == nil {
+		peers := n.peers()
+		for cid, r := range runs {
+			if _, ok := memberOf(peers, cid); !ok {
+				r.end()
+				delete(runs, cid)
+			}
+		}
+		for _, p := range peers {
+			if _, ok := runs[p.CID]; ok {
+				continue
+			}
+			c, end := context.WithCancel(ctx)
+			runs[p.CID] = run{p, end}
+			k := n.kicksOf(p.CID)
+			running.Go(func() { f(c, p, k) })
+		}
+		n.forget(peers)
+		n.pause(ctx, tunnelPoll)
+	}
+}
+
+func (n *Node) kicksOf(cid config.CID) *kicks {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	k := n.kicks[cid]
+	if k == nil {
+		k = newKicks()
+		n.kicks[cid] = k
+	}
+	return k
+}
+
+// forget drops what is kept of nodes that are no longer members.
+func (n *Node) forget(peers []config.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for cid := range n.views {
+		if _, ok := memberOf(peers, cid); !ok {
+			delete(n.views, cid)
+			delete(n.kicks, cid)
+			delete(n.pushErrs, cid)
+		}
+	}
+}
+
+// probe asks one peer for its position every few seconds, and learns from the answer.
+func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
+	var p *db.Peer
+	defer func() {
+		if p != nil {
+			p.Close()
+		}
+	}()
+	for ctx.Err() == nil {
+		var st db.State
+		var err error
+		if p, st, err = n.askPeer(ctx, p, node.CID); ctx.Err() == nil {
+			n.see(node.CID, st, err)
+			if err == nil {
+				n.learn(ctx, st)
+			}
+		}
+		n.pause(ctx, n.o.Timing.Probe, k.probe)
+	}
+}
+
+// askPeer reads a peer's state over p, which it opens where it is nil. It gives back the session to use next time.
+func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID) (*db.Peer, db.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if p == nil {
+		var err error
+		if p, err = n.openPeer(ctx, cid); err != nil {
+			return nil, db.State{}, err
+		}
+	}
+	st, err := p.State(ctx)
+	if err != nil {
+		p.Close()
+		return nil, db.State{}, err
+	}
+	return p, st, nil
+}
+
+// see keeps what a peer answered. A peer that comes back is pushed to at once.
+func (n *Node) see(cid config.CID, st db.State, err error) {
+	now := n.o.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := n.views[cid]
+	if v == nil {
+		v = &view{since: now}
+		n.views[cid] = v
+	}
+	if (err == nil) != (v.err == nil) {
+		v.since = now
+		if k := n.kicks[cid]; k != nil && err == nil {
+			kick(k.up)
+		}
+	}
+	v.err = err
+	if err == nil {
+		v.state, v.answered, v.seenAt = st, true, now
+	}
+}
+
+// learn promises an epoch that a peer has in force and that is higher than all that was promised here. The promise is durable
+// when this returns; from then on the own guard refuses, and the owner of that epoch may push.
+func (n *Node) learn(ctx context.Context, theirs db.State) {
+	mine := n.known()
+	e := theirs.Position.Epoch
+	if mine.CID == 0 || e.Compare(mine.Promised) <= 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if _, err := n.o.DB.Promise(ctx, e); err != nil {
+		n.warn(ctx, "epoch.promise", cidText(theirs.CID), err)
+		return
+	}
+	n.o.Log.Info().Int("node", int(theirs.CID)).Stringer("epoch", e).Stringer("was", mine.Promised).Msg("epoch.learned")
+	n.Wake()
+}
+
+// watchTunnel wakes prober and pusher of a peer as soon as the tunnel to it comes up, and the prober when it goes down.
+func (n *Node) watchTunnel(ctx context.Context) error {
+	up := map[config.CID]bool{}
+	for ctx.Err() == nil {
+		for _, p := range n.o.Tunnel.Peers() {
+			if p.Connected == up[p.CID] {
+				continue
+			}
+			up[p.CID] = p.Connected
+			k := n.kicksOf(p.CID)
+			kick(k.probe)
+			if p.Connected {
+				kick(k.up)
+			}
+		}
+		n.pause(ctx, tunnelPoll)
+	}
+	return ctx.Err()
+}
+
+func cidText(c config.CID) string { return strconv.Itoa(int(c)) }

@@ -1,0 +1,68 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+// Promoted is what Promote did.
+type Promoted struct {
+	Outcome
+	// Untold are members that do not know of the new master yet.
+	Untold []config.Node
+}
+
+// Promote makes this node the master. With the old master in reach it is an orderly hand-over that loses nothing; without, a majority
+// of the members must promise; with force, none. It waits until the reachable nodes are told. ErrAlreadyMaster, ErrNoMajority
+// (a *NoMajorityError), ErrNotPromotable, ErrJoining.
+func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
+	st, err := o.clusterState(ctx)
+	if err != nil {
+		return Promoted{}, err
+	}
+	if st.IsMaster() {
+		return Promoted{}, ErrAlreadyMaster
+	}
+	if err := o.needDaemon(ctx); err != nil {
+		return Promoted{}, err
+	}
+	r := &round{db: o.DB, open: o.openPeer, author: o.Author, say: o.say}
+	out, err := r.run(ctx, force)
+	if err != nil {
+		return Promoted{}, err
+	}
+	o.say("epoch %v begins at %v", out.Epoch, out.Position)
+	pos, err := o.addOwnCA(ctx, out)
+	if err != nil {
+		// The node is master all the same; HandleJoin adds the CA where it is missing.
+		o.say("own CA not added yet: %v", err)
+		pos = out.Position
+	}
+	var reached []config.Node // who gave no promise is not in reach, and is not waited for
+	for _, m := range out.Members {
+		if _, missing := memberOf(out.Missing, m.CID); !missing {
+			reached = append(reached, m)
+		}
+	}
+	untold, _ := o.waitHeld(ctx, reached, pos, 0)
+	return Promoted{Outcome: out, Untold: append(untold, out.Missing...)}, nil
+}
+
+// addOwnCA lets the cluster trust this node's CA, so that it can take nodes in without the old master's.
+func (o *Operator) addOwnCA(ctx context.Context, out Outcome) (config.Position, error) {
+	ca, err := tunnel.LoadOrMakeCA(o.Local.KeyDir())
+	if err != nil {
+		return config.Position{}, fmt.Errorf("make CA: %w", err)
+	}
+	return o.DB.Commit(ctx, o.Author, func(ctx context.Context, tx *db.Tx) error {
+		s, err := tx.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		return putOwnCA(ctx, tx, s, ca.Config(out.Epoch.Owner))
+	}, nil)
+}

@@ -1,0 +1,229 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/tunnel"
+)
+
+// A Report is the cluster as its nodes see themselves, asked side by side.
+type Report struct {
+	ClusterID string    `json:"cluster_id"`
+	At        time.Time `json:"at"`
+	// Asked is the node that asked.
+	Asked config.CID `json:"asked"`
+	// InSync says whether every node answered and holds the master's configuration.
+	InSync bool  `json:"in_sync"`
+	Rows   []Row `json:"nodes"` // by CID
+}
+
+// A Row is one node of a Report.
+type Row struct {
+	NodeStatus
+	// State says what the node is beside the master; it stands in for the node's own view.
+	State Relation `json:"state"`
+	// Error is why the node did not answer; what it last was is then known from others, if at all.
+	Error string `json:"error,omitempty"`
+	// Since is when it last answered to the asking node; zero: not since that started.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// StatusParams are how Status asks.
+type StatusParams struct {
+	// Verify lets every node recompute the digest from its rows first, and waits up to VerifyTimeout for that.
+	Verify bool
+}
+
+// verifyTimeout bounds how long a node may take to recompute its digest.
+const verifyTimeout = time.Minute
+
+// Status asks every node how it sees itself, side by side, each for 2 s at most. It works with PostgreSQL down, here and elsewhere.
+// ErrNoCluster on a single node. Not being in sync is no error: see Report.InSync.
+func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
+	bound := statusTimeout
+	if p.Verify {
+		bound = verifyTimeout
+	}
+	asked, cancel := context.WithTimeout(ctx, bound)
+	self, selfErr := o.fetchStatus(asked, o.Local.ControlSocket(), p.Verify)
+	cancel()
+	if selfErr != nil {
+		var err error
+		if self, err = o.withoutDaemon(ctx); err != nil {
+			return Report{}, err
+		}
+	}
+	if self.CID == 0 {
+		return Report{}, ErrNoCluster
+	}
+	r := Report{ClusterID: self.ClusterID, At: time.Now().UTC(), Asked: self.CID, Rows: make([]Row, len(self.Peers)+1)}
+	r.Rows[0] = Row{NodeStatus: self}
+	if selfErr != nil {
+		r.Rows[0].Error = fmt.Sprintf("%v (%v)", ErrNoDaemon, selfErr)
+	}
+	var all sync.WaitGroup
+	for i, peer := range self.Peers {
+		all.Go(func() { r.Rows[i+1] = o.askRow(ctx, peer, selfErr == nil, p.Verify, bound) })
+	}
+	all.Wait()
+	slices.SortFunc(r.Rows, func(a, b Row) int { return cmp.Compare(a.CID, b.CID) })
+	r.judge()
+	return r, nil
+}
+
+// askRow asks one peer. Where it does not answer the row says what this node last knew.
+func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, bound time.Duration) Row {
+	row := Row{NodeStatus: NodeStatus{CID: peer.CID, Name: peer.Name, Address: peer.Address}, Since: peer.LastSeen}
+	row.Position, row.Promised = peer.Position, peer.Promised
+	row.Load1, row.MemoryPercent, row.DiskPercent, row.UptimeSeconds = -1, -1, -1, -1
+	if !daemon {
+		row.Error = "not asked, the local daemon is not running"
+		return row
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	s, err := o.fetchStatus(ctx, o.Local.PeerDir(peer.CID)+"/control.sock", verify)
+	switch {
+	case err == nil && s.CID == peer.CID:
+		s.Peers = nil // each node's view of the others is not what was asked
+		s.Name, s.Address = peer.Name, peer.Address
+		row.NodeStatus = sanitize(s)
+		row.Since = time.Time{}
+	case err == nil:
+		row.Error = fmt.Sprintf("answered as node %d", s.CID)
+	case peer.Error != "" && !peer.Tunnel:
+		row.Error = clean(peer.Error)
+	default:
+		row.Error = err.Error()
+	}
+	return row
+}
+
+// sanitize makes another node's texts fit for a terminal.
+func sanitize(s NodeStatus) NodeStatus {
+	s.Version, s.UUID, s.Zone, s.ClusterID = clean(s.Version), clean(s.UUID), clean(s.Zone), clean(s.ClusterID)
+	for i := range s.Services {
+		s.Services[i] = clean(s.Services[i])
+	}
+	for i, p := range s.Problems {
+		s.Problems[i] = Problem{clean(p.What), clean(p.Remedy)}
+	}
+	return s
+}
+
+// withoutDaemon puts the own status together from what is on disk: the identity, and the members in the database or the last snapshot.
+func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
+	host := readHost(o.Local.StateDir)
+	s := NodeStatus{
+		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
+		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
+	}
+	var members []config.Node
+	if st, err := o.state(ctx); err == nil {
+		s.Database, s.CID, s.ClusterID, s.Position, s.Promised = true, st.CID, st.ClusterID, st.Position, st.Promised
+		s.PushedAt, s.Journal, s.Role = st.PushedAt, st.JournalLen, roleOf(st)
+		if snap, err := o.DB.Load(ctx); err == nil {
+			members = snap.Nodes
+		}
+	} else {
+		id, err := tunnel.LoadIdentity(o.Local.KeyDir())
+		if errors.Is(err, fs.ErrNotExist) {
+			return s, nil
+		}
+		if err != nil {
+			return s, fmt.Errorf("read identity: %w", err)
+		}
+		s.CID, s.ClusterID, members = id.CID, id.ClusterID, id.Nodes
+		if snap, err := config.LoadSnapshot(o.Local.SnapshotFile()); err == nil && snap.ClusterID == id.ClusterID {
+			members, s.Position = snap.Nodes, snap.Position
+		}
+	}
+	for _, m := range members {
+		if m.CID == s.CID {
+			s.Name, s.Address, s.UUID = m.Name, m.Address, m.UUID
+			continue
+		}
+		s.Peers = append(s.Peers, Peer{CID: m.CID, Name: m.Name, Address: m.Address})
+	}
+	s.Problems = []Problem{{"the daemon is not running", "systemctl start mailproxy"}}
+	return s, nil
+}
+
+// judge says of every row what it is beside the master: the node that answered as master in the highest epoch, or, while none does,
+// the newest position that anybody knows.
+func (r *Report) judge() {
+	var reference config.Position
+	for _, row := range r.Rows {
+		if row.Position.Compare(reference) > 0 {
+			reference = row.Position
+		}
+	}
+	for _, row := range r.Rows {
+		if row.Error == "" && row.Role == Master && row.Position.Epoch == reference.Epoch {
+			reference = row.Position
+		}
+	}
+	r.InSync = len(r.Rows) > 0
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		row.State = row.judge(reference)
+		if row.Error != "" {
+			row.Role = Slave
+			if reference.Epoch.Owner == row.CID {
+				row.Role = Master
+			}
+		}
+		if row.Role == "" {
+			row.Role = Slave
+		}
+		r.InSync = r.InSync && row.State == InSync
+	}
+	r.twoMasters(reference)
+	r.noMaster()
+}
+
+// noMaster names a master that does not answer.
+func (r *Report) noMaster() {
+	for i := range r.Rows {
+		if row := &r.Rows[i]; row.Role == Master && row.Error != "" && row.CID != r.Asked {
+			row.Problems = append(row.Problems, Problem{
+				"the master does not answer: mail goes on, configuration cannot be changed",
+				"bring it back, or `pmgcm promote` on a node that is in sync",
+			})
+		}
+	}
+}
+
+func (row *Row) judge(reference config.Position) Relation {
+	switch {
+	case row.Error != "":
+		return Unreachable
+	case !row.Database:
+		return Stale
+	case row.NodeStatus.State == Drifted:
+		return Drifted
+	case row.Role == Master && row.Position.Epoch.Compare(reference.Epoch) < 0:
+		return Stale
+	}
+	return relate(reference, row.Position)
+}
+
+// twoMasters names a node that still thinks itself master in an epoch that is over.
+func (r *Report) twoMasters(reference config.Position) {
+	for i := range r.Rows {
+		if row := &r.Rows[i]; row.Role == Master && row.State == Stale && row.Database {
+			row.Problems = append(row.Problems, Problem{
+				fmt.Sprintf("still master of epoch %v, but %v is in force", row.Position.Epoch, reference.Epoch),
+				"it steps down as soon as it reaches a node of the newer epoch; see its tunnels",
+			})
+		}
+	}
+}

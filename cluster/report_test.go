@@ -1,0 +1,191 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+func TestJudge(t *testing.T) {
+	up := func(cid config.CID, role Role, p config.Position) Row {
+		return Row{NodeStatus: NodeStatus{CID: cid, Role: role, Position: p, Database: true}}
+	}
+	dead := func(cid config.CID, p config.Position) Row {
+		return Row{NodeStatus: NodeStatus{CID: cid, Position: p}, Error: "no answer in 2s"}
+	}
+	own := func(r Row, state Relation) Row { r.NodeStatus.State = state; return r }
+	noDatabase := func(r Row) Row { r.Database = false; return r }
+	for _, c := range []struct {
+		name   string
+		rows   []Row
+		want   string // states
+		roles  string
+		inSync bool
+	}{
+		{"all in sync", []Row{up(1, Master, at(1, 1, 9, 7)), up(2, Slave, at(1, 1, 9, 7))}, "in sync,in sync", "master,slave", true},
+		{"a slave behind", []Row{up(1, Master, at(1, 1, 9, 7)), up(2, Slave, at(1, 1, 8, 7))}, "in sync,behind", "master,slave", false},
+		{"another digest", []Row{up(1, Master, at(1, 1, 9, 7)), up(2, Slave, at(1, 1, 9, 8))}, "in sync,drifted", "master,slave", false},
+		{"the node itself says drifted", []Row{up(1, Master, at(1, 1, 9, 7)), own(up(2, Slave, at(1, 1, 9, 7)), Drifted)}, "in sync,drifted", "master,slave", false},
+		{"joining", []Row{up(1, Master, at(1, 1, 9, 7)), up(2, Slave, at(0, 0, 0, 0))}, "in sync,joining", "master,slave", false},
+		{"a dead slave", []Row{up(1, Master, at(1, 1, 9, 7)), dead(2, at(1, 1, 9, 7))}, "in sync,unreachable", "master,slave", false},
+		{"a dead master is known by its epoch", []Row{dead(1, at(1, 1, 9, 7)), up(2, Slave, at(1, 1, 9, 7))}, "unreachable,in sync", "master,slave", false},
+		{"also where it was never heard from here", []Row{dead(1, config.Position{}), up(2, Slave, at(1, 1, 9, 7))}, "unreachable,in sync", "master,slave", false},
+		{"PostgreSQL down", []Row{up(1, Master, at(1, 1, 9, 7)), noDatabase(up(2, Slave, at(1, 1, 9, 7)))}, "in sync,stale", "master,slave", false},
+		{"an old master that has not heard", []Row{up(1, Master, at(1, 1, 99, 7)), up(2, Master, at(2, 2, 9, 7))}, "stale,in sync", "master,master", false},
+		{"a master whose store was rolled back", []Row{up(1, Master, at(1, 1, 5, 7)), up(2, Slave, at(1, 1, 9, 7))}, "in sync,ahead", "master,slave", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := Report{Rows: c.rows}
+			r.judge()
+			var states, roles []string
+			for _, row := range r.Rows {
+				states, roles = append(states, string(row.State)), append(roles, string(row.Role))
+			}
+			if s, o := strings.Join(states, ","), strings.Join(roles, ","); s != c.want || o != c.roles || r.InSync != c.inSync {
+				t.Errorf("states %s, roles %s, in sync %v; want %s, %s, %v", s, o, r.InSync, c.want, c.roles, c.inSync)
+			}
+		})
+	}
+}
+
+func TestJudgeNamesTheRemedies(t *testing.T) {
+	r := Report{Asked: 2, Rows: []Row{
+		{NodeStatus: NodeStatus{CID: 1, Position: at(2, 1, 9, 7)}, Error: "gone"},
+		{NodeStatus: NodeStatus{CID: 2, Role: Slave, Position: at(2, 1, 9, 7), Database: true}},
+		{NodeStatus: NodeStatus{CID: 3, Role: Master, Position: at(1, 3, 9, 7), Database: true}},
+	}}
+	r.judge()
+	if p := r.Rows[0].Problems; len(p) != 1 || !strings.Contains(p[0].Remedy, "pmgcm promote") {
+		t.Errorf("a master that is gone: %+v", p)
+	}
+	if p := r.Rows[2].Problems; len(p) != 1 || !strings.Contains(p[0].What, "still master of epoch 1.3, but 2.1") {
+		t.Errorf("an old master: %+v", p)
+	}
+}
+
+// quietNode is a Node that is not run.
+func quietNode(st db.State) *Node {
+	n := New(Options{Local: &config.Local{}, Log: zerolog.Nop()})
+	n.state, n.stateAt = st, time.Now()
+	return n
+}
+
+func TestWedged(t *testing.T) {
+	e := func(n int64, o config.CID) config.Epoch { return config.Epoch{N: n, Owner: o} }
+	master := db.State{CID: 1, Position: at(1, 1, 9, 7), Promised: e(1, 1)}
+	gave := master
+	gave.Promised = e(2, 2)
+	slave := db.State{CID: 1, Position: at(1, 3, 9, 7), Promised: e(2, 2)}
+	peer := func(p config.Position, promised config.Epoch, err error) *view {
+		return &view{state: db.State{CID: 2, Position: p, Promised: promised}, answered: true, err: err}
+	}
+	for _, c := range []struct {
+		name string
+		own  db.State
+		peer *view
+		want bool
+	}{
+		{"a master that nobody refuses", master, peer(at(1, 1, 9, 7), e(1, 1), nil), false},
+		{"a master that a slave's promise refuses", master, peer(at(1, 1, 9, 7), e(2, 2), nil), true},
+		{"the slave with the promise is gone", master, peer(at(1, 1, 9, 7), e(2, 2), errDown), false},
+		{"a master that gave a promise", gave, peer(at(1, 1, 9, 7), e(1, 1), nil), true},
+		{"the promise was made good", gave, peer(at(2, 2, 10, 7), e(2, 2), nil), false},
+		{"and its owner is gone again", gave, peer(at(2, 2, 10, 7), e(2, 2), errDown), false},
+		{"who was no master leaves it to the master", slave, peer(at(1, 3, 9, 7), e(2, 2), nil), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := quietNode(c.own)
+			n.views[2] = c.peer
+			if got := n.wedged(); got != c.want {
+				t.Errorf("wedged = %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestProblemsNameTheRemedy(t *testing.T) {
+	master := db.State{CID: 1, Position: at(1, 1, 9, 7), Promised: config.Epoch{N: 1, Owner: 1}}
+	slave := db.State{CID: 2, Position: at(1, 1, 9, 7), Promised: config.Epoch{N: 1, Owner: 1}}
+	gave := master
+	gave.Promised = config.Epoch{N: 2, Owner: 2}
+	journalled := slave
+	journalled.JournalLen = 2
+	for _, c := range []struct {
+		name   string
+		state  db.State
+		err    error
+		change func(n *Node)
+		want   string
+	}{
+		{"PostgreSQL down", slave, errDown, nil, "restart mailproxy"},
+		{"drift on a slave", slave, nil, func(n *Node) { n.drift = &drift{at: slave.Position} }, "`pmgcm sync` on this node"},
+		{"drift on the master", master, nil, func(n *Node) { n.drift = &drift{at: master.Position} }, "gives them to every slave"},
+		{"a journal", journalled, nil, nil, "pmgcm journal list"},
+		{"a promise that nobody made good", gave, nil, nil, "pmgcm promote --force"},
+		{"a store that was rolled back", master, nil, func(n *Node) {
+			n.views[2] = &view{answered: true, state: db.State{CID: 2, Position: at(1, 1, 12, 7)}}
+		}, "`pmgcm promote` on node 2"},
+		{"a slave with an older schema", master, nil, func(n *Node) {
+			n.views[2] = &view{answered: true}
+			n.pushErrs[2] = fmt.Errorf("push: %w", db.ErrNewer)
+		}, "upgrade mailproxy on node 2"},
+		{"what the daemon knows", slave, nil, func(n *Node) { n.o.Problems = func() []Problem { return []Problem{{"spool full", "make room"}} } }, "make room"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := quietNode(c.state)
+			if c.change != nil {
+				c.change(n)
+			}
+			p := n.problems(c.state, c.err)
+			if len(p) != 1 || p[0].What == "" || !strings.Contains(p[0].Remedy, c.want) {
+				t.Errorf("problems: %+v; want one with the remedy %q", p, c.want)
+			}
+		})
+	}
+	if p := quietNode(slave).problems(slave, nil); len(p) != 0 {
+		t.Errorf("problems of a node that is well: %+v", p)
+	}
+}
+
+func TestJoinErrorsCrossTheWire(t *testing.T) {
+	for _, c := range joinCodes {
+		je := joinError(fmt.Errorf("deep: %w", c.from))
+		if je.Code != c.code {
+			t.Errorf("%v travels as %q, want %q", c.from, je.Code, c.code)
+		}
+		if err := fromJoinError(je); !errors.Is(err, c.to) {
+			t.Errorf("%q arrives as %v, want %v", je.Code, err, c.to)
+		}
+	}
+	je := joinError(errors.New("pq: password secret"))
+	if je.Code != tunnel.CodeInternal || strings.Contains(je.Text, "secret") {
+		t.Errorf("our own trouble travels as %+v", je)
+	}
+	if err := fromJoinError(&tunnel.JoinError{Code: "new in a later version", Text: "why\x1b[2J"}); !errors.Is(err, ErrJoinFailed) || strings.Contains(err.Error(), "\x1b") {
+		t.Errorf("an unknown code arrives as %q", err)
+	}
+}
+
+func TestWarningsAreRepeatedSparingly(t *testing.T) {
+	log := &logBuffer{}
+	now := time.Now()
+	n := New(Options{Local: &config.Local{}, Log: zerolog.New(log), Now: func() time.Time { return now }})
+	for range 5 {
+		n.warn(context.Background(), "push.refused", "2", errDown)
+	}
+	n.warn(context.Background(), "push.refused", "3", errDown)
+	now = now.Add(repeatEvery)
+	n.warn(context.Background(), "push.refused", "2", errDown)
+	if len(log.lines) != 3 || !strings.Contains(log.lines[2], `"count":5`) {
+		t.Errorf("log:\n%s", strings.Join(log.lines, ""))
+	}
+}

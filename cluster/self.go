@@ -1,0 +1,303 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+// A Problem is something that a node knows to be wrong, and what to do about it.
+type Problem struct {
+	What   string `json:"what"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// NodeStatus is a node as it sees itself, in JSON at GET /status.
+type NodeStatus struct {
+	CID       config.CID `json:"cid"`
+	ClusterID string     `json:"cluster_id,omitempty"`
+	UUID      string     `json:"uuid,omitempty"`
+	Name      string     `json:"name"`
+	Address   string     `json:"address"` // host:port of its tunnel
+	Version   string     `json:"version"`
+	Role      Role       `json:"role"`
+	// State is the node's own view: in sync, behind, drifted, stale, joining. Beside other nodes a Report says more.
+	State    Relation        `json:"state"`
+	Position config.Position `json:"position"`
+	Promised config.Epoch    `json:"promised"`
+	// PushedAt is when a push was last applied or confirmed here; zero on the master.
+	PushedAt time.Time `json:"pushed_at,omitzero"`
+	// Journal is how many commits were set aside here.
+	Journal int `json:"journal"`
+	// Database says whether PostgreSQL answers; if not, Position is the last known.
+	Database bool `json:"database"`
+	// UptimeSeconds, Load1, MemoryPercent and DiskPercent are the host's; negative: unknown. Disk is that of the state directory.
+	UptimeSeconds int64     `json:"uptime_seconds"`
+	Load1         float64   `json:"load1"`
+	MemoryPercent float64   `json:"memory_percent"`
+	DiskPercent   float64   `json:"disk_percent"`
+	Services      []string  `json:"services"`
+	StartedAt     time.Time `json:"started_at"` // of the daemon
+	Time          time.Time `json:"time"`       // of the answer, UTC
+	Zone          string    `json:"zone"`       // the host's time zone, "CET +0100"
+	Peers         []Peer    `json:"peers,omitempty"`
+	Problems      []Problem `json:"problems,omitempty"`
+}
+
+// A Peer is another member as a node sees it.
+type Peer struct {
+	CID     config.CID `json:"cid"`
+	Name    string     `json:"name"`
+	Address string     `json:"address"`
+	// Tunnel says whether the tunnel to it is up, since Since.
+	Tunnel bool      `json:"tunnel"`
+	Since  time.Time `json:"since,omitzero"`
+	// LastSeen is when it last answered, over the tunnel or from its database.
+	LastSeen time.Time `json:"last_seen,omitzero"`
+	// Position and Promised are its last known.
+	Position config.Position `json:"position"`
+	Promised config.Epoch    `json:"promised"`
+	// Error is why it does not answer.
+	Error string `json:"error,omitempty"`
+}
+
+// selfTimeout bounds what Self asks of the database: it answers within a second all the same.
+const selfTimeout = 600 * time.Millisecond
+
+// recently is how old a state may be that stands in for one that takes long to read: the role loop reads it every second.
+const recently = 5 * time.Second
+
+// Self gives this node as it sees itself. It answers within a second with PostgreSQL down too, from what was last known, and says
+// so. With verify the digest is recomputed from the rows first, which takes as long as the rows need, or until ctx ends.
+func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
+	if verify {
+		if err := n.verify(ctx); err != nil {
+			n.warn(ctx, "drift.check", "", err)
+		}
+	}
+	st, err := n.stateSoon(ctx)
+	host := readHost(n.o.Local.StateDir)
+	now := n.o.Now()
+	zone, offset := now.Zone()
+	s := NodeStatus{
+		Name: n.o.Local.Name, Address: n.o.Local.TunnelAddress(), Version: n.o.Version, Services: n.o.Local.Services,
+		Database: err == nil, UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
+		StartedAt: n.started.UTC(), Time: now.UTC(), Zone: fmt.Sprintf("%s %+03d%02d", zone, offset/3600, offset/60%60*sign(offset)),
+	}
+	if st.CID == 0 && err != nil {
+		st = n.lastKnown(st)
+	}
+	s.CID, s.ClusterID, s.Position, s.Promised, s.PushedAt, s.Journal = st.CID, st.ClusterID, st.Position, st.Promised, st.PushedAt, st.JournalLen
+	s.Role = roleOf(st)
+	if me, ok := memberOf(n.members(), st.CID); ok {
+		s.UUID, s.Name, s.Address = me.UUID, me.Name, me.Address
+	}
+	s.Peers = n.peerStatus()
+	s.State = n.ownRelation(st, err)
+	s.Problems = n.problems(st, err)
+	return s
+}
+
+// stateSoon reads the own state without waiting long. Where the database is slow and not away, what was read a moment ago is good
+// enough.
+func (n *Node) stateSoon(ctx context.Context) (db.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, selfTimeout)
+	defer cancel()
+	st, err := n.o.DB.State(ctx)
+	slow := err != nil && ctx.Err() != nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case err == nil:
+		n.keepLocked(st)
+		return st, nil
+	case slow && n.stateErr == nil && n.o.Now().Sub(n.stateAt) < recently:
+		return n.state, nil
+	}
+	return n.state, err
+}
+
+func sign(i int) int {
+	if i < 0 {
+		return -1
+	}
+	return 1
+}
+
+// lastKnown stands in for the state where PostgreSQL has not answered since the daemon started: the identity says who we are, and
+// the snapshot how far.
+func (n *Node) lastKnown(st db.State) db.State {
+	id, err := tunnel.LoadIdentity(n.o.Local.KeyDir())
+	if err != nil {
+		return st
+	}
+	st.CID, st.ClusterID = id.CID, id.ClusterID
+	if s := n.o.Snapshot(); s != nil && s.ClusterID == id.ClusterID {
+		st.Position, st.Promised = s.Position, s.Position.Epoch
+	}
+	return st
+}
+
+// peerStatus puts together what the tunnel and the probers know.
+func (n *Node) peerStatus() []Peer {
+	tunnels := map[config.CID]tunnel.PeerState{}
+	for _, t := range n.o.Tunnel.Peers() {
+		tunnels[t.CID] = t
+	}
+	peers := n.peers()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []Peer
+	for _, m := range peers {
+		p := Peer{CID: m.CID, Name: m.Name, Address: m.Address}
+		if t, ok := tunnels[m.CID]; ok {
+			p.Tunnel, p.Since, p.LastSeen, p.Error = t.Connected, t.Since.UTC(), t.LastSeen.UTC(), t.Err
+		}
+		if v := n.views[m.CID]; v != nil {
+			p.Position, p.Promised = v.state.Position, v.state.Promised
+			if v.seenAt.After(p.LastSeen) {
+				p.LastSeen = v.seenAt.UTC()
+			}
+			if v.err != nil && p.Error == "" {
+				p.Error = v.err.Error()
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// ownRelation compares the own position with the newest that any peer was seen at.
+func (n *Node) ownRelation(st db.State, stateErr error) Relation {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	newest := st.Position
+	for _, v := range n.views {
+		if v.answered && v.state.Position.Compare(newest) > 0 {
+			newest = v.state.Position
+		}
+	}
+	switch {
+	case st.CID != 0 && joining(st):
+		return Joining
+	case stateErr != nil:
+		return Stale
+	case n.drift != nil:
+		return Drifted
+	case st.CID == 0:
+		return InSync
+	}
+	return relate(newest, st.Position)
+}
+
+// problems names what is wrong here, with the remedies.
+func (n *Node) problems(st db.State, stateErr error) []Problem {
+	var out []Problem
+	if stateErr != nil {
+		what := "PostgreSQL does not answer"
+		if at := n.lastRead(); at.IsZero() {
+			what += "; the position shown is from the last snapshot"
+		} else {
+			what += "; the position shown was read " + ago(n.o.Now().Sub(at))
+		}
+		out = append(out, Problem{what, "mail goes on from the last snapshot; see the daemon's log, `systemctl restart mailproxy` starts a private PostgreSQL again"})
+	}
+	n.mu.Lock()
+	d := n.drift
+	n.mu.Unlock()
+	if d != nil {
+		out = append(out, Problem{
+			fmt.Sprintf("rows were changed behind the cluster's back: digest %v, %v has %v (found %s)", d.rows, d.at, d.at.Digest, ago(n.o.Now().Sub(d.found))),
+			driftRemedy(roleOf(st)),
+		})
+	}
+	if st.JournalLen > 0 {
+		out = append(out, Problem{fmt.Sprintf("%d commits that only this node had were set aside in its journal", st.JournalLen), "`pmgcm journal list` and `pmgcm journal show N` here; enter on the master what is still wanted"})
+	}
+	if deposed(st) {
+		out = append(out, Problem{
+			fmt.Sprintf("no configuration is taken here: epoch %v was promised and has not begun", st.Promised),
+			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
+		})
+	}
+	out = append(out, n.rolledBack(st)...)
+	out = append(out, n.refusedPushes(st)...)
+	if n.o.Problems != nil {
+		out = append(out, n.o.Problems()...)
+	}
+	return out
+}
+
+func driftRemedy(r Role) string {
+	if r == Slave {
+		return "`pmgcm sync` on this node takes the master's rows again"
+	}
+	return "if the rows are as they shall be: `pmgcm sync` here gives them to every slave; if not, put them right first"
+}
+
+// rolledBack names slaves that hold commits of our own epoch which we lack.
+func (n *Node) rolledBack(st db.State) []Problem {
+	if roleOf(st) != Master {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []Problem
+	for cid, v := range n.views {
+		p := v.state.Position
+		if v.answered && v.err == nil && p.Epoch == st.Position.Epoch && p.Serial > st.Position.Serial {
+			out = append(out, Problem{
+				fmt.Sprintf("rolled back: node %d holds %v, this master %v of the same epoch", cid, p, st.Position),
+				fmt.Sprintf("`pmgcm promote` on node %d", cid),
+			})
+		}
+	}
+	return out
+}
+
+// refusedPushes names slaves that are in reach and yet do not take the configuration.
+func (n *Node) refusedPushes(st db.State) []Problem {
+	if roleOf(st) != Master {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []Problem
+	for _, cid := range slices.Sorted(maps.Keys(n.pushErrs)) {
+		if v := n.views[cid]; v == nil || v.err != nil {
+			continue // out of reach is said by its row
+		}
+		err := n.pushErrs[cid]
+		p := Problem{fmt.Sprintf("node %d does not take the configuration: %v", cid, err), fmt.Sprintf("see the daemon's log on node %d", cid)}
+		switch {
+		case errors.Is(err, db.ErrNewer):
+			p.Remedy = fmt.Sprintf("upgrade mailproxy on node %d", cid)
+		case errors.Is(err, errPromisedElsewhere), errors.Is(err, db.ErrStale):
+			p.Remedy = "a promote is under way or was not finished; with a majority in reach this node begins a new epoch by itself"
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func (n *Node) lastRead() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.stateAt
+}
+
+// hostOf is an address without its port.
+func hostOf(address string) string {
+	if h, _, err := net.SplitHostPort(address); err == nil {
+		return h
+	}
+	return address
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"mailproxy/cluster"
+	"mailproxy/db"
+	"mailproxy/tunnel"
+)
+
+// hints are the remedies, the first that fits counts. A test wants one for every sentinel of cluster.
+var hints = []struct {
+	err  error
+	hint string
+}{
+	{cluster.ErrNoDaemon, `start it: "systemctl start mailproxy"; "journalctl -u mailproxy" says why it ended`},
+	{cluster.ErrNoDatabase, `the daemon starts it: "systemctl status mailproxy"; "pmgcm status" names what is wrong with it`},
+	{cluster.ErrNoCluster, `run "pmgcm create" here, or "pmgcm join MASTER_IP" to enter one`},
+	{cluster.ErrClusterExists, `"pmgcm status" shows it; "pmgcm join-cmd" on its master prints the command for a new node`},
+	{cluster.ErrOtherJoin, `finish that one: run the same "pmgcm join" again, with a fresh token from "pmgcm join-cmd" on its master`},
+	{cluster.ErrAlreadyMaster, `nothing to do; "pmgcm status" shows the nodes`},
+	{cluster.ErrLocalMaster, `"pmgcm sync" without --master_ip pushes to every slave`},
+	{cluster.ErrNoMajority, `bring a missing member back, or, where it is lost, run "pmgcm promote --force" here`},
+	{cluster.ErrNotPromotable, `run "pmgcm promote" on another node`},
+	{cluster.ErrJoining, `run the same "pmgcm join" again and wait for "joined"`},
+	{cluster.ErrNoSuchNode, `"pmgcm status" shows the nodes and their CIDs`},
+	{cluster.ErrDeleteSelf, `run "pmgcm promote" on the node that shall be master, then "pmgcm delete" there`},
+	{cluster.ErrNotConfirmed, `answer yes, or give --yes`},
+	{cluster.ErrNotMember, `"pmgcm status" shows the members' addresses; "pmgcm join" enters another cluster`},
+	{cluster.ErrHostNotMaster, `"pmgcm status" there shows the master`},
+	{cluster.ErrNotMaster, `run it on the master; "pmgcm status" shows which node that is`},
+	{cluster.ErrPeerUnreachable, `"pmgcm status" says since when; see that its daemon runs and its tunnel port is open`},
+	{cluster.ErrNotInSync, `"pmgcm status" shows who is behind and why`},
+	{cluster.ErrNoSuchEntry, `"pmgcm journal list" shows what there is`},
+	{cluster.ErrTargetNotMaster, `give the master's address; "pmgcm status" on any member shows it, "pmgcm join-cmd" on it prints the command`},
+	{cluster.ErrTokenUnknown, `run "pmgcm join-cmd" on the master and paste the line that it prints`},
+	{cluster.ErrTokenUsed, `a token is good for one node: run "pmgcm join-cmd" on the master again`},
+	{cluster.ErrTokenExpired, `run "pmgcm join-cmd" on the master again, and the line that it prints within the hour`},
+	{cluster.ErrKeyRevoked, `to enter again as a new node, stop the daemon, remove the keys directory under the state directory, and join`},
+	{cluster.ErrNameTaken, `change "name" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
+	{cluster.ErrAddressTaken, `change "address" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
+	{cluster.ErrGhost, `if it was installed again: "pmgcm delete CID" on the master, then join again`},
+	{cluster.ErrBadRequest, `check name and address in this node's file`},
+	{cluster.ErrTooManyJoins, `wait a minute, then run the same command again`},
+	{cluster.ErrJoinFailed, `the master's log says why: "journalctl -u mailproxy" there`},
+	{cluster.ErrFingerprint, `compare with the line that "pmgcm join-cmd" prints on the master; if it differs, something else answers at that address`},
+	{cluster.ErrJoinUnreachable, `see that the daemon runs there and that its tunnel port is open to this node`},
+	{cluster.ErrNoFirstPush, `see that each node's tunnel port can be reached by the other, then run the same "pmgcm join" again`},
+	{db.ErrStale, `a promote is under way or was not finished; "pmgcm status" shows the epochs`},
+	{tunnel.ErrKeyMode, `chmod 600 the key file`},
+	{fs.ErrPermission, `run it as root`},
+	{fs.ErrNotExist, `make the node file: "mailproxy init --name NAME --address IP", or name another with --config`},
+	{context.Canceled, `it was interrupted; every command can be run again`},
+}
+
+// hint gives the remedy for an error; empty where there is none.
+func hint(err error) string {
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return "pmgcm --help"
+	}
+	for _, h := range hints {
+		if errors.Is(err, h.err) {
+			return h.hint
+		}
+	}
+	return ""
+}

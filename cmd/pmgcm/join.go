@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"mailproxy/cluster"
+)
+
+// defaultTTL is how long a join token is good for.
+const defaultTTL = time.Hour
+
+// Bounds of --ttl: under a minute nobody can paste it, and past a month it is a standing door.
+const (
+	minTTL = time.Minute
+	maxTTL = 30 * 24 * time.Hour
+)
+
+func joinCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "join",
+		Usage:     "make this node a member of a master's cluster",
+		ArgsUsage: "MASTER_IP[:PORT]",
+		Description: "Paste the line that `pmgcm join-cmd` prints on the master. The configuration of this node is destroyed and filled from the " +
+			"master; queued mail stays. Says \"joined\" only once the data is there. Killed at any point it can be run again.\n\n" +
+			"Without --fingerprint the master's key is shown and asked about; nothing secret is sent before the answer.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "fingerprint", Usage: "the master's key as `SHA256:…`"},
+			&cli.StringFlag{Name: "token", Usage: "the one-time `TOKEN` that join-cmd printed"},
+		},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "MASTER_IP")
+			if err != nil {
+				return err
+			}
+			p := cluster.JoinParams{Address: args[0], Fingerprint: c.String("fingerprint"), Token: c.String("token")}
+			if p.Token == "" {
+				return usagef("join: --token is missing; `pmgcm join-cmd` on the master prints the whole command")
+			}
+			if p.Fingerprint != "" && !strings.HasPrefix(p.Fingerprint, "SHA256:") {
+				return usagef("join: --fingerprint must begin with SHA256:")
+			}
+			p.Confirm = func(fingerprint string) bool {
+				_, _ = fmt.Fprintf(c.App.Writer, "The authenticity of host '%s' can't be established.\nIts key fingerprint is %s.\n", p.Address, fingerprint)
+				return asked(c, "Are you sure you want to continue connecting")
+			}
+			return withOperator(c, "pmgcm join", func(o *cluster.Operator) error {
+				if _, err := o.Join(c.Context, p); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(c.App.Writer, "joined")
+				return err
+			})
+		},
+	}
+}
+
+func joinCmdCommand() *cli.Command {
+	return &cli.Command{
+		Name:    "join-cmd",
+		Aliases: []string{"join_cmd"},
+		Usage:   "print the command to paste on a new node",
+		Description: "Run it on the master. Each call makes a fresh token that is good for one node and for an hour, or for --ttl. Only the token's " +
+			"hash is kept.",
+		Flags: []cli.Flag{&cli.DurationFlag{Name: "ttl", Usage: "how long the token is good, `1h`", Value: defaultTTL}},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			ttl := c.Duration("ttl")
+			if ttl < minTTL || ttl > maxTTL {
+				return usagef("join-cmd: --ttl must be between %s and %s", ttlText(minTTL), ttlText(maxTTL))
+			}
+			return withOperator(c, "pmgcm join-cmd", func(o *cluster.Operator) error {
+				line, err := o.JoinCommand(c.Context, ttl)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(c.App.Writer, line)
+				return err
+			})
+		},
+	}
+}
+
+// ttlText is a duration without its zero parts: "1h", "720h", "90m".
+func ttlText(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dm", d/time.Minute)
+}

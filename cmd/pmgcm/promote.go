@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"mailproxy/cluster"
+	"mailproxy/config"
+)
+
+func promoteCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "promote",
+		Usage: "make this node the master",
+		Description: "Run it on the slave that shall be master. With the old master in reach it hands over, and nothing is lost. With the old master " +
+			"lost, a majority of the members must promise; the newest configuration among them is taken over. An old master that returns steps " +
+			"down by itself, and commits that only it had are set aside in its journal.\n\n" +
+			"Without a majority (always so with two nodes) it changes nothing, says what may be lost, and wants --force.",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Usage: "without a majority; newer commits of members out of reach are set aside when they return"}},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			command := "pmgcm promote"
+			if c.Bool("force") {
+				command += " --force"
+			}
+			return withOperator(c, command, func(o *cluster.Operator) error {
+				p, err := o.Promote(c.Context, c.Bool("force"))
+				if err != nil {
+					return err
+				}
+				_, _ = fmt.Fprintf(c.App.Writer, "this node is master now, epoch %v\n", p.Epoch)
+				if len(p.Untold) > 0 {
+					_, _ = fmt.Fprintf(c.App.Writer, "not told yet (they learn of it when they are back): %s\n", names(p.Untold))
+				}
+				return nil
+			})
+		},
+	}
+}
+
+// names is a list of nodes: "mx1(1), mx3(3)".
+func names(nodes []config.Node) string {
+	var s []string
+	for _, n := range nodes {
+		s = append(s, fmt.Sprintf("%s(%d)", n.Name, n.CID))
+	}
+	return strings.Join(s, ", ")
+}

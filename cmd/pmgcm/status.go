@@ -1,0 +1,204 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"mailproxy/cluster"
+)
+
+// statusHeader is PMG's, to the letter.
+const statusHeader = "NAME(CID)--------------IPADDRESS----ROLE-STATE---------UPTIME---LOAD----MEM---DISK"
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show all nodes, and what is wrong",
+		Description: "Asks every node side by side, each for 2 s at most; a node that does not answer is a row with ERROR. STATE is A for a node in " +
+			"sync with the master and S for one that is behind, drifted, stale or joining; --long and --json have the word. Under the table " +
+			"stands what each node knows to be wrong, with the remedy. Exit code 3 when not every node is in sync.\n\n" +
+			"A node whose rows were changed by hand shows as drifted within a minute, with --verify at once; `pmgcm sync` there puts them right.",
+		Flags: []cli.Flag{
+			jsonFlag(),
+			&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "everything that is known of each node"},
+			&cli.BoolFlag{Name: "verify", Usage: "let every node recompute its digest from the rows first (slow with millions of rows)"},
+			&cli.BoolFlag{Name: "list_single_node", Aliases: []string{"list-single-node"}, Usage: "accepted as PMG has it", Hidden: true},
+		},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			return withOperator(c, "", func(o *cluster.Operator) error {
+				r, err := o.Status(c.Context, cluster.StatusParams{Verify: c.Bool("verify")})
+				if err != nil {
+					return err
+				}
+				switch {
+				case c.Bool("json"):
+					err = printJSON(c.App.Writer, r)
+				case c.Bool("long"):
+					err = printLong(c.App.Writer, r)
+				default:
+					err = printTable(c.App.Writer, r)
+				}
+				if err == nil && !r.InSync {
+					return &shownError{cluster.ErrNotInSync}
+				}
+				return err
+			})
+		},
+	}
+}
+
+// printTable writes PMG's table, and what is wrong under it.
+func printTable(w io.Writer, r cluster.Report) error {
+	var b strings.Builder
+	b.WriteString(statusHeader + "\n")
+	for _, row := range r.Rows {
+		b.WriteString(tableRow(row) + "\n")
+	}
+	first := true
+	for _, row := range r.Rows {
+		for _, p := range row.Problems {
+			if first {
+				b.WriteString("\n")
+				first = false
+			}
+			writeProblem(&b, fmt.Sprintf("%s(%d): ", row.Name, row.CID), p)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func writeProblem(b *strings.Builder, prefix string, p cluster.Problem) {
+	fmt.Fprintf(b, "%s%s\n", prefix, p.What)
+	if p.Remedy != "" {
+		fmt.Fprintf(b, "  remedy: %s\n", p.Remedy)
+	}
+}
+
+// tableRow is a node's line in PMG's columns.
+func tableRow(r cluster.Row) string {
+	const format = "%-20s %-15s %-6s %1s %15s %6s %5s%% %5s%%"
+	name := fmt.Sprintf("%s(%d)", r.Name, r.CID)
+	if r.Error != "" {
+		return fmt.Sprintf(format, name, host(r.Address), roleWord(r), "ERROR: "+oneLine(r.Error)+since(r), "-", "-", "-", "-")
+	}
+	state := "S"
+	if r.State == cluster.InSync {
+		state = "A"
+	}
+	return fmt.Sprintf(format, name, host(r.Address), roleWord(r), state, uptime(r.UptimeSeconds), figure("%.2f", r.Load1),
+		figure("%.0f", r.MemoryPercent), figure("%.0f", r.DiskPercent))
+}
+
+// roleWord is PMG's word for a role.
+func roleWord(r cluster.Row) string {
+	if r.Role == cluster.Master {
+		return "master"
+	}
+	return "node"
+}
+
+func since(r cluster.Row) string {
+	if r.Since.IsZero() {
+		return ""
+	}
+	return ", since " + r.Since.UTC().Format("2006-01-02 15:04:05") + " UTC"
+}
+
+// uptime is PMG's: "1 day 21:18", "2 days 00:05", "03:07".
+func uptime(seconds int64) string {
+	if seconds < 0 {
+		return "-"
+	}
+	minutes := seconds / 60
+	days, clock := minutes/(24*60), fmt.Sprintf("%02d:%02d", minutes/60%24, minutes%60)
+	switch days {
+	case 0:
+		return clock
+	case 1:
+		return "1 day " + clock
+	}
+	return fmt.Sprintf("%d days %s", days, clock)
+}
+
+func figure(format string, v float64) string {
+	if v < 0 {
+		return "-"
+	}
+	return fmt.Sprintf(format, v)
+}
+
+func host(address string) string {
+	if h, _, err := net.SplitHostPort(address); err == nil {
+		return h
+	}
+	return address
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// printLong writes everything that is known of each node.
+func printLong(w io.Writer, r cluster.Report) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "cluster %s, asked by node %d at %s UTC\n", r.ClusterID, r.Asked, r.At.Format(time.DateTime))
+	for _, row := range r.Rows {
+		fmt.Fprintf(&b, "\n%s(%d)\n", row.Name, row.CID)
+		for _, line := range longLines(row, r) {
+			fmt.Fprintf(&b, "  %-12s %s\n", line[0], line[1])
+		}
+		for _, p := range row.Problems {
+			writeProblem(&b, "  wrong        ", p)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// longLines are a node's facts, name and value.
+func longLines(row cluster.Row, r cluster.Report) [][2]string {
+	lines := [][2]string{{"address", row.Address}, {"role", roleWord(row)}, {"state", string(row.State)}}
+	if row.Error != "" {
+		lines = append(lines, [2]string{"error", oneLine(row.Error) + since(row)})
+	}
+	if row.Position.Epoch.N > 0 {
+		lines = append(lines, [2]string{"position", row.Position.String()})
+		if row.Promised != row.Position.Epoch {
+			lines = append(lines, [2]string{"promised", "epoch " + row.Promised.String()})
+		}
+	}
+	if row.Error != "" {
+		return lines
+	}
+	lines = append(lines, [2]string{"digest", row.Position.Digest.String()})
+	if !row.PushedAt.IsZero() && row.Role != cluster.Master {
+		lines = append(lines, [2]string{"last push", row.PushedAt.UTC().Format(time.DateTime) + " UTC"})
+	}
+	lines = append(lines,
+		[2]string{"journal", fmt.Sprintf("%d commits set aside", row.Journal)},
+		[2]string{"uuid", row.UUID}, [2]string{"version", row.Version + versionMark(row, r)}, [2]string{"services", strings.Join(row.Services, " ")},
+		[2]string{"uptime", uptime(row.UptimeSeconds)}, [2]string{"load", figure("%.2f", row.Load1)},
+		[2]string{"memory", figure("%.0f%%", row.MemoryPercent)}, [2]string{"disk", figure("%.0f%%", row.DiskPercent)},
+		[2]string{"time", row.Time.UTC().Format(time.DateTime) + " UTC, zone " + row.Zone})
+	if !row.Database {
+		lines = append(lines, [2]string{"database", "PostgreSQL does not answer"})
+	}
+	return lines
+}
+
+// versionMark marks a version that differs from that of the node that asked.
+func versionMark(row cluster.Row, r cluster.Report) string {
+	for _, other := range r.Rows {
+		if other.CID == r.Asked && other.Error == "" && other.Version != row.Version {
+			return " (differs from node " + fmt.Sprint(r.Asked) + ")"
+		}
+	}
+	return ""
+}
