@@ -1,0 +1,29 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+
+	"mailproxy/web"
+)
+
+// hint gives the command to paste after an error; empty where there is none.
+func hint(err error) string {
+	var own *hintError
+	var usage *usageError
+	switch {
+	case errors.As(err, &own):
+		return own.hint
+	case errors.As(err, &usage):
+		return "mailproxy --help"
+	case errors.Is(err, web.ErrNotRunning):
+		return `start it: "systemctl start mailproxy", or look why it ended: "journalctl -u mailproxy"`
+	case errors.Is(err, web.ErrNoSuch):
+		return `"mailproxy queue list" shows what there is`
+	case errors.Is(err, errNoDatabase):
+		return `is the daemon running? "pmgcm status" says what is wrong`
+	case errors.Is(err, fs.ErrPermission):
+		return "run it as root"
+	}
+	return ""
+}

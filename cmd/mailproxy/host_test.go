@@ -1,0 +1,103 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"mailproxy/config"
+)
+
+func mustLeaf(t *testing.T, file string) *x509.Certificate {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert.Leaf
+}
+
+func TestTheLockIsForOneAndGoesWithItsHolder(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lock")
+	first, err := takeLock(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = takeLock(file)
+	if want := fmt.Sprintf("a daemon of this node is running, pid %d (%s is locked)", os.Getpid(), file); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := takeLock(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = second.Close()
+}
+
+func TestRootGivesTheDaemonItsFilesAndNothingElse(t *testing.T) {
+	dir := shortDir(t)
+	outside := filepath.Join(dir, "outside")
+	l := &config.Local{StateDir: filepath.Join(dir, "s"), RunDir: filepath.Join(dir, "r"), User: "nobody"}
+	for _, d := range []string{l.KeyDir(), filepath.Join(l.SpoolDir(), "item"), filepath.Join(l.StateDir, "other")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, item, other := filepath.Join(l.KeyDir(), "node.key"), filepath.Join(l.SpoolDir(), "item", "x"), filepath.Join(l.StateDir, "other", "f")
+	link, second := filepath.Join(l.SpoolDir(), "link"), filepath.Join(l.SpoolDir(), "second")
+	for _, f := range []string{key, item, other, outside} {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink(outside, link), os.Link(outside, second)); err != nil {
+		t.Fatal(err)
+	}
+	who, err := daemonAccount(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDirs(l, who); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{l.StateDir: 65534, l.RunDir: 65534, key: 65534, item: 65534, filepath.Dir(item): 65534,
+		tlsDir(l): 65534, tempDir(l): 65534, other: 0, outside: 0} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != want {
+			t.Errorf("%s belongs to %d, want %d", path, uid, want)
+		}
+	}
+}
+
+func TestTheUnitIsHardened(t *testing.T) {
+	unit, err := os.ReadFile(filepath.Join("..", "..", "systemd", "mailproxy.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "mailproxy.service")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(unit), "@BIN@", "/usr/bin")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", file).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"Type=notify", "KillMode=mixed", "TimeoutStopSec=90", "StateDirectory=mailproxy", "RuntimeDirectory=mailproxy"} {
+		if !strings.Contains(string(unit), want+"\n") {
+			t.Errorf("no %s in the unit", want)
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"mailproxy/config"
+	"mailproxy/web"
+)
+
+// listeners are the doors that are opened before anything else, while we may still be root.
+type listeners struct {
+	smtp, web []net.Listener
+	control   net.Listener
+}
+
+// openListeners opens all, or none.
+func openListeners(ctx context.Context, l *config.Local) (*listeners, error) {
+	o := &listeners{}
+	err := o.open(ctx, l)
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *listeners) open(ctx context.Context, l *config.Local) (err error) {
+	if l.Runs(config.ServiceSMTP) {
+		if o.smtp, err = listen(ctx, "smtp", l.SMTP.Listen); err != nil {
+			return err
+		}
+	}
+	if l.Runs(config.ServiceWeb) {
+		if o.web, err = listen(ctx, "web", l.Web.Listen); err != nil {
+			return err
+		}
+	}
+	o.control, err = web.ListenControl(l.ControlSocket())
+	return err
+}
+
+// listen opens TCP listeners; those that were opened before an error are given with it.
+func listen(ctx context.Context, section string, addresses []string) ([]net.Listener, error) {
+	var all []net.Listener
+	var lc net.ListenConfig
+	for _, a := range addresses {
+		l, err := lc.Listen(ctx, "tcp", a)
+		if err != nil {
+			return all, listenError(section, a, err)
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func listenError(section, address string, err error) error {
+	_, port, splitErr := net.SplitHostPort(address)
+	if errors.Is(err, syscall.EADDRINUSE) && splitErr == nil {
+		return withHint(fmt.Errorf("[%s] listen %s: the port is in use", section, address), `"ss -ltnp sport = :%s" shows by whom`, port)
+	}
+	if errors.Is(err, syscall.EACCES) {
+		return withHint(fmt.Errorf("[%s] listen %s: %w", section, address, syscall.EACCES),
+			"ports below 1024 need root or CAP_NET_BIND_SERVICE: start it by systemd, or as root")
+	}
+	return fmt.Errorf("[%s] %w", section, err)
+}
+
+func (o *listeners) close() {
+	for _, l := range append(o.smtp, o.web...) {
+		_ = l.Close()
+	}
+	if o.control != nil {
+		_ = o.control.Close()
+	}
+}

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/cluster"
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/filter"
+	"mailproxy/tunnel"
+)
+
+const (
+	// reloadPoll stands behind the wake-ups of the database.
+	reloadPoll = 30 * time.Second
+	// saveDelay is how long the file may be behind what is in force: many changes make one file.
+	saveDelay = time.Second
+	// loadTimeout bounds one reading of the whole configuration.
+	loadTimeout = 30 * time.Second
+	// retryFirst and retryMost bound the pause before the database is tried again.
+	retryFirst = 200 * time.Millisecond
+	retryMost  = 5 * time.Second
+)
+
+// A configuration is what is in force here. Its walk:
+//
+//  1. start compiles the snapshot of the file: mail flows by it at once, with PostgreSQL down;
+//  2. Run migrates the database, and loads the configuration at each wake-up: what compiles is swapped in, and saved to the file
+//     a little later; what does not is refused, the old one stays in force, and problem says so.
+type configuration struct {
+	file   string
+	db     *db.DB
+	tunnel *tunnel.Tunnel
+	node   *cluster.Node
+	log    zerolog.Logger
+
+	// rules is what mail is taken by; nil until there is a configuration.
+	rules atomic.Pointer[filter.Ruleset]
+	// loaded is the newest snapshot that was read, also where it did not compile: members must not hang on that.
+	loaded atomic.Pointer[config.Snapshot]
+
+	dirty   chan struct{} // capacity 1: read the configuration again
+	unsaved chan struct{} // capacity 1: the file is behind
+
+	mu sync.Mutex // guards the rest
+	// good is the snapshot that rules were made from.
+	good *config.Snapshot
+	// refused is why the newest snapshot is not in force; nil where it is.
+	refused error
+	// databaseErr is why the configuration cannot be read; nil where it can.
+	databaseErr error
+}
+
+func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
+	return &configuration{file: file, db: d, log: log, dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1),
+		databaseErr: errors.New("not read yet")}
+}
+
+// start takes what the file has. A node without one, or with one that is damaged, answers 451 until the database is there.
+func (c *configuration) start() {
+	s, err := config.LoadSnapshot(c.file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return
+	case err != nil:
+		c.log.Error().Err(err).Str("file", c.file).Msg("config.unreadable")
+		return
+	}
+	c.loaded.Store(s)
+	rules, err := compile(s)
+	if err != nil {
+		c.refuse(s, err)
+		return
+	}
+	c.rules.Store(rules)
+	c.mu.Lock()
+	c.good = s
+	c.mu.Unlock()
+	c.logLoaded(s, "file")
+}
+
+func compile(s *config.Snapshot) (*filter.Ruleset, error) {
+	if err := config.Validate(s); err != nil {
+		return nil, err
+	}
+	return filter.Compile(s)
+}
+
+// wake asks for the configuration to be read again. It never blocks.
+func (c *configuration) wake() {
+	c.node.Changed() // pushing need not wait for us
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps what is in force up to date until ctx ends.
+func (c *configuration) Run(ctx context.Context) error {
+	if !c.migrate(ctx) {
+		return nil
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { c.saver(ctx) })
+	wg.Go(func() {
+		if err := c.db.Listen(ctx, c.wake); err != nil && ctx.Err() == nil {
+			c.log.Error().Err(err).Msg("config.deaf") // the poll goes on
+		}
+	})
+	poll := time.NewTicker(reloadPoll)
+	defer poll.Stop()
+	for {
+		c.reload(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.dirty:
+		case <-poll.C:
+		}
+	}
+}
+
+// migrate brings the schema up to date, however long the database takes to be there; false when ctx ended first.
+func (c *configuration) migrate(ctx context.Context) bool {
+	pause := retryFirst
+	for {
+		err := c.db.Migrate(ctx)
+		if ctx.Err() != nil {
+			return false
+		}
+		if err == nil {
+			return true
+		}
+		if !c.setDatabaseErr(err) {
+			c.log.Warn().Err(err).Msg("db.away")
+		}
+		timer := time.NewTimer(pause + rand.N(pause/2))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
+// setDatabaseErr notes how the database is, and says whether that was so before.
+func (c *configuration) setDatabaseErr(err error) (same bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.databaseErr
+	c.databaseErr = err
+	return (before == nil) == (err == nil) && (err == nil || before.Error() == err.Error())
+}
+
+// reload reads the configuration and puts it in force.
+func (c *configuration) reload(ctx context.Context) {
+	loadCtx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	s, err := c.db.Load(loadCtx)
+	if ctx.Err() != nil {
+		return
+	}
+	same := c.setDatabaseErr(err)
+	if err != nil {
+		if !same {
+			c.log.Warn().Err(err).Msg("db.away")
+		}
+		return
+	}
+	before := c.loaded.Swap(s)
+	c.tunnel.Reload(s) // always: the identity beside the snapshot may have changed
+	c.node.Wake()
+	if before != nil && before.Position == s.Position && before.ClusterID == s.ClusterID && c.tried() {
+		return
+	}
+	if s.ClusterID != "" && len(s.Nodes) == 0 {
+		// Entered a cluster whose configuration has not come yet: what there was is void, and nobody may be refused for good.
+		c.rules.Store(nil)
+		return
+	}
+	start := time.Now()
+	rules, err := compile(s)
+	if err != nil {
+		c.refuse(s, err)
+		return
+	}
+	c.rules.Store(rules)
+	c.mu.Lock()
+	c.good, c.refused = s, nil
+	c.mu.Unlock()
+	c.log.Debug().Int64("took_ms", time.Since(start).Milliseconds()).Msg("config.compiled")
+	c.logLoaded(s, "database")
+	select {
+	case c.unsaved <- struct{}{}:
+	default:
+	}
+}
+
+// tried says whether the newest snapshot is in force, or refused.
+func (c *configuration) tried() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused != nil || c.rules.Load() != nil
+}
+
+func (c *configuration) refuse(s *config.Snapshot, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = fmt.Errorf("configuration %v does not compile: %w", s.Position, err)
+	c.log.Error().Err(err).Stringer("epoch", s.Position.Epoch).Int64("serial", s.Position.Serial).Msg("config.refused")
+}
+
+func (c *configuration) logLoaded(s *config.Snapshot, from string) {
+	c.log.Info().Stringer("epoch", s.Position.Epoch).Int64("serial", s.Position.Serial).Stringer("digest", s.Position.Digest).
+		Str("from", from).Int("domains", len(s.Domains)).Msg("config.loaded")
+}
+
+// saver keeps the file at most saveDelay behind what is in force, and up to date at the end.
+func (c *configuration) saver(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			select {
+			case <-c.unsaved:
+				c.save()
+			default:
+			}
+			return
+		case <-c.unsaved:
+		}
+		delay := time.NewTimer(saveDelay)
+		select {
+		case <-ctx.Done():
+			delay.Stop()
+		case <-delay.C:
+		}
+		c.save()
+	}
+}
+
+func (c *configuration) save() {
+	c.mu.Lock()
+	s := c.good
+	c.mu.Unlock()
+	if err := s.Save(c.file); err != nil {
+		c.log.Error().Err(err).Msg("config.unsaved")
+	}
+}
+
+// problems says what is wrong with the configuration, and what to do.
+func (c *configuration) problems() []cluster.Problem {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []cluster.Problem
+	if c.refused != nil {
+		all = append(all, cluster.Problem{What: c.refused.Error() + "; the one before stays in force",
+			Remedy: `on the master: "mailproxy config show", then correct it with "mailproxy config apply"`})
+	}
+	return all
+}
+
+// refusal says why the newest configuration is not in force; nil where it is.
+func (c *configuration) refusal() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused
+}
+
+// checkRules is the health check of what mail is taken by.
+func (c *configuration) checkRules(context.Context) error {
+	if c.rules.Load() == nil {
+		return errors.New("there is no configuration yet")
+	}
+	return nil
+}
+
+// checkDatabase is the health check of the database: whether the configuration could be read.
+func (c *configuration) checkDatabase(ctx context.Context) error {
+	if err := c.db.Ping(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.databaseErr
+}

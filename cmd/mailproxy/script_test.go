@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"mailproxy/internal/testbin"
+)
+
+// TestScripts runs the transcripts in testdata/script with the real programs. Their own commands are:
+//
+//	node            makes a node, starts its daemon, and sets MAILPROXY_CONFIG, SMTP, WEB, STATE, RUN
+//	exits N CMD     runs a command and wants exit code N
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", testbin.Dir()+string(filepath.ListSeparator)+e.Getenv("PATH"))
+			e.Setenv("D", shortDir(e.T().(testing.TB)))
+			e.Values[tbKey{}] = e.T().(testing.TB)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"node": scriptNode, "exits": scriptExits},
+	})
+}
+
+// tbKey is where a script keeps its testing.TB.
+type tbKey struct{}
+
+func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: node")
+	}
+	n := newNode(ts.Value(tbKey{}).(testing.TB))
+	n.start()
+	n.waitHealthy()
+	for key, value := range map[string]string{"MAILPROXY_CONFIG": n.file, "SMTP": n.smtp, "WEB": n.web, "STATE": n.local.StateDir,
+		"RUN": n.local.RunDir} {
+		ts.Setenv(key, value)
+	}
+	ts.Defer(n.stop)
+}
+
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND [ARGUMENT...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := "0"
+	if err != nil {
+		var exit interface{ ExitCode() int }
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		code = fmt.Sprint(exit.ExitCode())
+	}
+	if code != args[0] {
+		ts.Fatalf("%s: exit code %s, want %s", strings.Join(args[1:], " "), code, args[0])
+	}
+}
+
+func TestHelpNamesEveryCommand(t *testing.T) {
+	var out strings.Builder
+	if code := run([]string{"mailproxy", "--help"}, os.Stdin, &out, &out); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	for _, c := range newApp(nil, nil, nil).VisibleCommands() {
+		if !strings.Contains(out.String(), c.Name) || c.Usage == "" || c.Description == "" {
+			t.Errorf("%s is not described", c.Name)
+		}
+		for _, sub := range c.Subcommands {
+			if sub.Usage == "" || sub.Description == "" {
+				t.Errorf("%s %s is not described", c.Name, sub.Name)
+			}
+		}
+	}
+}

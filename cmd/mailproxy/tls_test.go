@@ -1,0 +1,67 @@
+package main
+
+import (
+	"crypto/tls"
+	"os"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+)
+
+func TestTheCertificateIsMadeOnceAndKept(t *testing.T) {
+	l := &config.Local{Name: "mx.test", StateDir: t.TempDir()}
+	now := time.Now()
+	first, err := smtpTLS(l, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := first.Certificates[0].Leaf
+	if leaf.VerifyHostname("mx.test") != nil || now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+		t.Errorf("certificate for %v from %v to %v", leaf.DNSNames, leaf.NotBefore, leaf.NotAfter)
+	}
+	if first.MinVersion != tls.VersionTLS12 || !first.SessionTicketsDisabled {
+		t.Errorf("TLS %+v", first)
+	}
+	info, err := os.Stat(tlsFile(l))
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	second, err := smtpTLS(l, now.Add(time.Hour))
+	if err != nil || !second.Certificates[0].Leaf.Equal(leaf) {
+		t.Errorf("made anew within an hour: %v", err)
+	}
+	for name, change := range map[string]func() time.Time{
+		"its time is nearly over": func() time.Time { return leaf.NotAfter.Add(-24 * time.Hour) },
+		"the node has a new name": func() time.Time { l.Name = "other.test"; return now },
+	} {
+		renewed, err := smtpTLS(l, change())
+		if err != nil || renewed.Certificates[0].Leaf.Equal(leaf) || renewed.Certificates[0].Leaf.VerifyHostname(l.Name) != nil {
+			t.Errorf("%s: not made anew: %v", name, err)
+		}
+	}
+}
+
+func TestSomeoneElsesCertificateIsUsedAsItIs(t *testing.T) {
+	l := &config.Local{Name: "mx.test", StateDir: t.TempDir()}
+	now := time.Now()
+	if _, err := smtpTLS(l, now); err != nil {
+		t.Fatal(err)
+	}
+	l.Name = "other.test" // as if it had been put there: not ours by its mark
+	text, err := os.ReadFile(tlsFile(l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := mustLeaf(t, tlsFile(l))
+	leaf.Subject.Organization = []string{"Example CA"}
+	if ownAndOld(leaf, l.Name, leaf.NotAfter) {
+		t.Error("another's certificate counts as ours")
+	}
+	if err := os.WriteFile(tlsFile(l), append([]byte("broken\n"), text[:20]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := smtpTLS(l, now); err == nil {
+		t.Error("a broken file is passed over in silence")
+	}
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"mailproxy/cluster"
+	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/filter"
+	"mailproxy/internal/version"
+	"mailproxy/mail"
+	"mailproxy/queue"
+	"mailproxy/relay"
+	"mailproxy/smtpd"
+	"mailproxy/tunnel"
+	"mailproxy/web"
+)
+
+// spoolReserve is what stays free on the spool's disk: mail is answered 452 before PostgreSQL's disk is full.
+const spoolReserve = 64 << 20
+
+// A daemon is everything that `serve` runs, in the order in which it is built.
+type daemon struct {
+	local *config.Local
+	doors *listeners
+	log   zerolog.Logger
+
+	instance *db.Instance // nil where the database is another's
+	db       *db.DB
+	tunnel   *tunnel.Tunnel
+	node     *cluster.Node
+	config   *configuration
+
+	relay *relay.Client
+	queue *queue.Queue
+	smtpd *smtpd.Server // nil where smtp does not run here
+	web   *web.Server
+	tls   *tls.Config
+}
+
+// build makes what needs neither the disk nor the network: the cluster's side, from the database up.
+func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, error) {
+	d := &daemon{local: local, doors: doors, log: log}
+	if local.Database.DSN == "" {
+		d.instance = privateInstance(local, log)
+	}
+	var err error
+	if d.db, err = db.Open(db.Options{DSN: databaseDSN(local), Log: log}); err != nil {
+		return nil, err
+	}
+	d.config = newConfiguration(local.SnapshotFile(), d.db, log)
+	d.tunnel = tunnel.New(tunnel.Options{
+		Listen:  local.Tunnel.Listen,
+		KeyDir:  local.KeyDir(),
+		PeerDir: local.PeerDir,
+		Services: map[string]tunnel.Handler{
+			tunnel.ServicePostgres: tunnel.ServePostgres(d.db.Backend),
+			tunnel.ServiceControl:  func(ctx context.Context, from config.CID, c net.Conn) { d.web.ServePeer(ctx, from, c) },
+		},
+		Join: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinReply, error) {
+			return d.node.HandleJoin(ctx, r)
+		},
+		Log: log,
+	})
+	d.node = cluster.New(cluster.Options{
+		Local: local, DB: d.db, Tunnel: d.tunnel, Version: version.Version,
+		Snapshot: d.config.loaded.Load,
+		Problems: d.problems,
+		Log:      log,
+	})
+	d.config.tunnel, d.config.node = d.tunnel, d.node
+	return d, nil
+}
+
+// privateInstance describes the node's own PostgreSQL.
+func privateInstance(l *config.Local, log zerolog.Logger) *db.Instance {
+	return db.NewInstance(db.InstanceOptions{
+		DataDir: l.PostgresDataDir(), SocketDir: l.PostgresSocketDir(), Bin: l.Database.Bin, User: l.User, Log: log,
+	})
+}
+
+// databaseDSN says how the daemon, and root's commands, reach the node's database.
+func databaseDSN(l *config.Local) string {
+	if l.Database.DSN != "" {
+		return l.Database.DSN
+	}
+	return privateInstance(l, zerolog.Nop()).DSN()
+}
+
+// open makes the mail path: the configuration of the file, the spool, the certificate.
+func (d *daemon) open() error {
+	d.config.start()
+	if s := d.config.loaded.Load(); s != nil {
+		d.tunnel.Reload(s) // peers are reached with PostgreSQL down too
+	}
+	d.relay = relay.New(relay.Options{Hostname: d.local.Name, Log: d.log})
+	var err error
+	d.queue, err = queue.Open(queue.Options{
+		Dir: d.local.SpoolDir(), Relay: d.relay, Hostname: d.local.Name, MinFree: spoolReserve,
+		Route: d.route, Life: d.queueLife, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	if len(d.doors.smtp) > 0 {
+		if d.tls, err = smtpTLS(d.local, time.Now()); err != nil {
+			return err
+		}
+		d.smtpd = smtpd.New(smtpd.Options{
+			Hostname: d.local.Name, Rules: d.config.rules.Load, Relay: d.relay, Queue: d.queue, TLS: d.tls,
+			TempDir: tempDir(d.local), Log: d.log,
+		})
+	}
+	registry := prometheus.NewRegistry()
+	for _, c := range d.collectors() {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("metrics: %w", err)
+		}
+	}
+	d.web = web.New(web.Options{
+		Node: d.local.Name, Version: version.Version, Checks: d.checks(), Queue: d.queue,
+		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
+		Gatherer: registry, Log: d.log,
+	})
+	return nil
+}
+
+// close lets go of what build and open took; the parts must have ended.
+func (d *daemon) close() {
+	if d.queue != nil {
+		_ = d.queue.Close()
+	}
+	if d.relay != nil {
+		d.relay.Close()
+	}
+	d.db.Close()
+}
+
+// tempDir holds the bodies of messages that are being taken, in files without a name.
+func tempDir(l *config.Local) string { return filepath.Join(l.StateDir, "tmp") }
+
+// route gives the way out by the configuration of this moment, for what is queued.
+func (d *daemon) route(to mail.Path) (config.Transport, *mail.Reply) {
+	rules := d.config.rules.Load()
+	if rules == nil {
+		return config.Transport{}, &mail.Reply{Code: 451, Enhanced: [3]int{4, 3, 2}, Text: "no configuration yet"}
+	}
+	return rules.Route(to)
+}
+
+func (d *daemon) queueLife() time.Duration {
+	rules := d.config.rules.Load()
+	if rules == nil {
+		rules, _ = filter.Compile(&config.Snapshot{}) // the defaults
+	}
+	return rules.Settings().QueueLife
+}
+
+// parts are what runs, from the bottom up. They are stopped from the top down, each when the one above has ended:
+//
+//	smtp           first no new mail; then the sessions are drained, which need all that is below: what they still bring
+//	               is relayed, or queued
+//	queue          when no session can queue any more; attempts under way end, which need the configuration's routes
+//	configuration  nobody routes by it now; saves the file for the next start
+//	cluster        before the tunnel and the database, which its pushes use: a push that is cut is rolled back, but needlessly
+//	tunnel         when neither pushes nor probes want it
+//	web            last of what answers: status and health tell, up to here, that the node is stopping
+//	postgres       at the very end: everything above has its connections
+//
+// The bounds together are below the unit's TimeoutStopSec.
+func (d *daemon) parts() []part {
+	const short = 5 * time.Second
+	var all []part
+	if d.instance != nil {
+		all = append(all, part{"postgres", func(ctx context.Context) error { return d.instance.Run(ctx, func(string) {}) }, 32 * time.Second})
+	}
+	all = append(all,
+		part{"web", d.serveWeb, short},
+		part{"tunnel", d.tunnel.Run, short},
+		part{"cluster", d.node.Run, short},
+		part{"configuration", d.config.Run, short},
+		part{"queue", d.queue.Run, short},
+	)
+	if d.smtpd != nil {
+		all = append(all, part{"smtp", d.serveSMTP, drainBound + short})
+	}
+	return all
+}
+
+// drainBound is how long open sessions have to end.
+const drainBound = 30 * time.Second
+
+func (d *daemon) serveSMTP(ctx context.Context) error {
+	g, serveCtx := errgroup.WithContext(ctx)
+	for _, l := range d.doors.smtp {
+		g.Go(func() error { return d.smtpd.Serve(serveCtx, l) })
+	}
+	err := g.Wait() // nobody is accepted any more; the sessions go on
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
+	defer cancel()
+	if d.smtpd.Drain(bound) != nil {
+		d.log.Warn().Int64("bound_ms", drainBound.Milliseconds()).Msg("drain.cut")
+	}
+	return err
+}
+
+func (d *daemon) serveWeb(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.web.Run(ctx) })
+	g.Go(func() error { return d.web.ServeControl(ctx, d.doors.control) })
+	for _, l := range d.doors.web {
+		g.Go(func() error { return d.web.ServePublic(ctx, l) })
+	}
+	return g.Wait()
+}
+
+// checks are what /health runs. Without a database mail flows all the same, so that is not critical: a balancer must not take
+// the node out for it.
+func (d *daemon) checks() []web.Check {
+	all := []web.Check{
+		{Name: "configuration", Func: func(context.Context) error { return d.config.refusal() }},
+		{Name: "database", Func: d.checkDatabase},
+		{Name: "spool", Critical: true, Func: func(context.Context) error { return d.queue.Healthy() }},
+	}
+	if d.smtpd != nil {
+		all = append(all, web.Check{Name: "smtp", Critical: true, Func: d.config.checkRules})
+	}
+	return all
+}
+
+func (d *daemon) checkDatabase(ctx context.Context) error {
+	if d.instance != nil {
+		if p := d.instance.Problem(); p != "" {
+			return errors.New(p)
+		}
+	}
+	return d.config.checkDatabase(ctx)
+}
+
+// problems are what the daemon knows to be wrong, for status.
+func (d *daemon) problems() []cluster.Problem {
+	all := d.config.problems()
+	if d.instance != nil {
+		if p := d.instance.Problem(); p != "" {
+			all = append(all, cluster.Problem{What: p, Remedy: `mail goes on meanwhile; "journalctl -u mailproxy" shows more`})
+		}
+	}
+	if d.queue != nil {
+		if err := d.queue.Healthy(); err != nil {
+			all = append(all, cluster.Problem{What: "spool: " + err.Error(), Remedy: "make room on the disk of " + d.local.SpoolDir()})
+		}
+	}
+	return all
+}

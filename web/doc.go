@@ -1,0 +1,8 @@
+// Package web is the daemon's HTTP: what must work while PostgreSQL is down. One set of handlers is served at three doors:
+//
+//  1. the control socket (0600, owner and root): everything;
+//  2. the web listener, for balancers and monitoring: GET /health and GET /metrics;
+//  3. peers, through the tunnel: GET /health, /metrics, /status and /queue, and nothing that changes anything.
+//
+// Client is the other side of the first and the third, for the commands.
+package web

@@ -1,0 +1,306 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"golang.org/x/net/netutil"
+
+	"mailproxy/config"
+	"mailproxy/queue"
+)
+
+// Limits of a server: whoever asks sends a short request and waits for a short answer.
+const (
+	maxHeaderBytes    = 16 << 10
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	writeTimeout      = time.Minute
+	idleTimeout       = time.Minute
+	maxConns          = 128 // per door
+	maxListed         = 10_000
+)
+
+// Options is what a Server shows.
+type Options struct {
+	// Node is this node's name, Version the software's.
+	Node, Version string
+	// Checks are what /health runs.
+	Checks []Check
+	// Queue is what /queue shows; nil on a node without one.
+	Queue *queue.Queue
+	// Status gives what /status answers, as JSON. It must answer with PostgreSQL down too; verify asks for the rows themselves.
+	Status func(ctx context.Context, verify bool) any
+	// Gatherer is what /metrics shows.
+	Gatherer prometheus.Gatherer
+	Log      zerolog.Logger
+}
+
+// Server is the three doors. Make it with New.
+type Server struct {
+	opts    Options
+	checker *checker
+	control *http.Server
+	public  *http.Server
+	peer    *http.Server
+	conns   *connListener // feeds peer
+}
+
+// New makes a server; the Serve methods start it.
+func New(o Options) *Server {
+	s := &Server{opts: o, checker: &checker{checks: o.Checks, now: time.Now}, conns: newConnListener()}
+	public := http.NewServeMux()
+	public.HandleFunc("GET /health", s.health)
+	public.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+
+	peer := http.NewServeMux()
+	peer.Handle("GET /health", public)
+	peer.Handle("GET /metrics", public)
+	peer.HandleFunc("GET /status", s.status)
+	peer.HandleFunc("GET /queue", s.queueList)
+
+	control := http.NewServeMux()
+	control.Handle("/", peer)
+	control.HandleFunc("GET /queue/{id}", s.queueShow)
+	control.HandleFunc("POST /queue/flush", s.queueFlush)
+	control.HandleFunc("DELETE /queue/{id}", s.queueDelete)
+
+	s.public, s.peer, s.control = s.server(public), s.server(peer), s.server(control)
+	return s
+}
+
+func (s *Server) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           http.MaxBytesHandler(h, 64<<10),
+		MaxHeaderBytes:    maxHeaderBytes,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		ErrorLog:          log.New(io.Discard, "", 0), // a client that breaks off is no event
+	}
+}
+
+// ServeControl answers at the control socket until ctx ends; it closes l.
+func (s *Server) ServeControl(ctx context.Context, l net.Listener) error {
+	return serve(ctx, s.control, l)
+}
+
+// ServePublic answers at the web listener until ctx ends; it closes l. It may be called for several listeners.
+func (s *Server) ServePublic(ctx context.Context, l net.Listener) error {
+	return serve(ctx, s.public, l)
+}
+
+// Run serves the peers that ServePeer brings, until ctx ends.
+func (s *Server) Run(ctx context.Context) error { return serve(ctx, s.peer, s.conns) }
+
+// ServePeer answers a peer on one channel of the tunnel and returns when that is closed. Run must be running.
+func (s *Server) ServePeer(ctx context.Context, _ config.CID, conn net.Conn) {
+	c := &trackedConn{Conn: conn, closed: make(chan struct{})}
+	if !s.conns.put(ctx, c) {
+		_ = conn.Close()
+		return
+	}
+	select {
+	case <-c.closed:
+	case <-ctx.Done():
+		_ = c.Close()
+	case <-s.conns.done:
+		_ = c.Close()
+	}
+}
+
+// serve ends requests that run when ctx ends within a second, then cuts them.
+func serve(ctx context.Context, server *http.Server, l net.Listener) error {
+	ended := make(chan struct{})
+	defer func() { <-ended }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer close(ended)
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if server.Shutdown(grace) != nil {
+			_ = server.Close()
+		}
+	}()
+	err := server.Serve(netutil.LimitListener(l, maxConns))
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	h := Health{Node: s.opts.Node, Version: s.opts.Version, Checks: s.checker.run()}
+	h.Status = status(h.Checks)
+	code := http.StatusOK
+	if h.Status == "failed" {
+		code = http.StatusServiceUnavailable
+	}
+	s.answer(w, code, h)
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	verify, _ := strconv.ParseBool(r.URL.Query().Get("verify"))
+	s.answer(w, http.StatusOK, s.opts.Status(r.Context(), verify))
+}
+
+// QueueList is the answer of GET /queue: at most 10,000 items, and how many there are.
+type QueueList struct {
+	Total int          `json:"total"`
+	Items []queue.Item `json:"items"`
+}
+
+// QueueItem is the answer of GET /queue/{id}.
+type QueueItem struct {
+	Item   queue.Item `json:"item"`
+	Header string     `json:"header"`
+}
+
+// Flushed is the answer of POST /queue/flush.
+type Flushed struct {
+	Items int `json:"items"`
+}
+
+func (s *Server) queueList(w http.ResponseWriter, _ *http.Request) {
+	list := QueueList{Items: []queue.Item{}}
+	if s.opts.Queue != nil {
+		items := s.opts.Queue.List()
+		list.Total = len(items)
+		list.Items = append(list.Items, items[:min(len(items), maxListed)]...)
+	}
+	s.answer(w, http.StatusOK, list)
+}
+
+func (s *Server) queueShow(w http.ResponseWriter, r *http.Request) {
+	if s.opts.Queue == nil {
+		s.fail(w, queue.ErrNoSuch)
+		return
+	}
+	item, header, err := s.opts.Queue.Show(r.PathValue("id"))
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.answer(w, http.StatusOK, QueueItem{Item: item, Header: string(header)})
+}
+
+func (s *Server) queueFlush(w http.ResponseWriter, _ *http.Request) {
+	var n int
+	if s.opts.Queue != nil {
+		n = s.opts.Queue.Flush()
+	}
+	s.opts.Log.Info().Int("items", n).Msg("queue.flushed")
+	s.answer(w, http.StatusOK, Flushed{Items: n})
+}
+
+func (s *Server) queueDelete(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if s.opts.Queue == nil {
+		s.fail(w, queue.ErrNoSuch)
+		return
+	}
+	if err := s.opts.Queue.Delete(id); err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.opts.Log.Info().Str("item", id).Msg("item.deleted")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// problem is the body of an answer that is none.
+type problem struct {
+	Error string `json:"error"`
+}
+
+func (s *Server) fail(w http.ResponseWriter, err error) {
+	code := http.StatusInternalServerError
+	switch {
+	case errors.Is(err, queue.ErrNoSuch):
+		code = http.StatusNotFound
+	case errors.Is(err, queue.ErrBusy), errors.Is(err, queue.ErrHeld):
+		code = http.StatusConflict
+	}
+	s.answer(w, code, problem{err.Error()})
+}
+
+func (s *Server) answer(w http.ResponseWriter, code int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		s.opts.Log.Error().Err(err).Msg("web.failed")
+		http.Error(w, `{"error":"no answer can be made"}`, http.StatusInternalServerError)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(body, '\n')) // whoever asked may be gone
+}
+
+// connListener makes a listener of connections that come one by one.
+type connListener struct {
+	ch   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newConnListener() *connListener {
+	return &connListener{ch: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (l *connListener) put(ctx context.Context, c net.Conn) bool {
+	select {
+	case l.ch <- c:
+		return true
+	case <-ctx.Done():
+	case <-l.done:
+	}
+	return false
+}
+
+// Accept is part of net.Listener.
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ch:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close is part of net.Listener.
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+// Addr is part of net.Listener.
+func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Name: "tunnel", Net: "unix"} }
+
+// trackedConn says when it was closed.
+type trackedConn struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Close is part of net.Conn.
+func (c *trackedConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
