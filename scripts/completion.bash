@@ -1,0 +1,7 @@
+# bash completion for @NAME@(1): the program itself knows its commands and flags.
+_@NAME@() {
+	local words=("${COMP_WORDS[@]:0:COMP_CWORD}") current=${COMP_WORDS[COMP_CWORD]}
+	[[ $current != -* ]] || words+=("$current")
+	mapfile -t COMPREPLY < <(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$current")
+}
+complete -o bashdefault -o default -F _@NAME@ @NAME@
