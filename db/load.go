@@ -87,7 +87,7 @@ func touchedSince(ctx context.Context, q querier, from, to State) (map[string]in
 		return nil, err
 	}
 	err = q.QueryRow(ctx, `SELECT coalesce(jsonb_object_agg(tab, n), '{}') FROM (SELECT tab, count(*) AS n FROM config.change
-		WHERE serial > $1 GROUP BY tab) t`, from.Position.Serial).Scan(&touched)
+		WHERE serial > $1 AND serial <= $2 GROUP BY tab) t`, from.Position.Serial, to.Position.Serial).Scan(&touched)
 	return touched, err
 }
 
@@ -115,7 +115,7 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 				return reread(ctx, q, &s.Domains, scanDomain, selectDomain+` ORDER BY name COLLATE "C"`)
 			}
 			var err error
-			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial)
+			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial, s.Position.Serial)
 			return err
 		}},
 	} {
@@ -129,10 +129,10 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 }
 
 // patchDomains makes a new list of the old one and the domains that commits after a serial touched. Both are sorted by name.
-func patchDomains(ctx context.Context, q querier, old []config.Domain, after int64) ([]config.Domain, error) {
+func patchDomains(ctx context.Context, q querier, old []config.Domain, after, upto int64) ([]config.Domain, error) {
 	var names []string
 	err := collect(ctx, q, &names, func(r pgx.Rows, s *string) error { return r.Scan(s) },
-		`SELECT DISTINCT key->>'name' FROM config.change WHERE serial > $1 AND tab = 'domain'`, after)
+		`SELECT DISTINCT key->>'name' FROM config.change WHERE serial > $1 AND serial <= $2 AND tab = 'domain'`, after, upto)
 	if err != nil {
 		return nil, err
 	}

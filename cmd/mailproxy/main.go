@@ -14,7 +14,8 @@ import (
 )
 
 func main() {
-	zerolog.ErrorFieldName = "err" // one spelling in all events
+	zerolog.ErrorFieldName = "err"                            // one spelling in all events
+	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 to the millisecond: two events of one session differ
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 

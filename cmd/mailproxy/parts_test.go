@@ -24,6 +24,12 @@ func (r *recorder) note(e string) {
 	r.events = append(r.events, e)
 }
 
+func (r *recorder) stopped() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
 func (r *recorder) part(name string, takes time.Duration) part {
 	return part{name, func(ctx context.Context) error {
 		<-ctx.Done()
@@ -41,8 +47,8 @@ func TestPartsStopFromTheLastToTheFirstEachAfterTheOther(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		if want := []string{"smtp", "queue", "postgres"}; !slices.Equal(r.events, want) {
-			t.Errorf("stopped %v, want %v", r.events, want)
+		if want := []string{"smtp", "queue", "postgres"}; !slices.Equal(r.stopped(), want) {
+			t.Errorf("stopped %v, want %v", r.stopped(), want)
 		}
 	})
 }
@@ -56,8 +62,8 @@ func TestAPartThatDoesNotEndKeepsNoOtherFromEnding(t *testing.T) {
 		if err == nil || err.Error() != "smtp did not end within 10s" {
 			t.Errorf("error %v", err)
 		}
-		if !slices.Equal(r.events, []string{"postgres"}) || time.Since(start) != 10*time.Second {
-			t.Errorf("stopped %v after %v", r.events, time.Since(start))
+		if !slices.Equal(r.stopped(), []string{"postgres"}) || time.Since(start) != 10*time.Second {
+			t.Errorf("stopped %v after %v", r.stopped(), time.Since(start))
 		}
 		time.Sleep(time.Hour) // synthetic: what was left behind ends too
 	})
@@ -71,8 +77,8 @@ func TestAPartThatEndsByItselfStopsTheDaemon(t *testing.T) {
 		if err == nil || err.Error() != "smtp: accept: broken" {
 			t.Errorf("error %v", err)
 		}
-		if !slices.Equal(r.events, []string{"postgres"}) {
-			t.Errorf("stopped %v", r.events)
+		if !slices.Equal(r.stopped(), []string{"postgres"}) {
+			t.Errorf("stopped %v", r.stopped())
 		}
 	})
 }

@@ -12,15 +12,15 @@ $$;
 -- ... or the rows that commits after a serial touched, as they are now, and those commits' history.
 -- +goose StatementBegin
 CREATE FUNCTION node.delta_sql(after_serial bigint) RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE q text; t text;
+DECLARE q text; t text; upto bigint := (SELECT serial FROM node.position);
 BEGIN
-    q := format('SELECT ''history'', ''u'', to_jsonb(row_) FROM config.history row_ WHERE serial > %1$s
-        UNION ALL SELECT ''change'', ''u'', to_jsonb(row_) FROM config.change row_ WHERE serial > %1$s', after_serial);
-    FOR t IN SELECT DISTINCT tab FROM config.change WHERE serial > after_serial LOOP
+    q := format('SELECT ''history'', ''u'', to_jsonb(row_) FROM config.history row_ WHERE serial > %1$s AND serial <= %2$s
+        UNION ALL SELECT ''change'', ''u'', to_jsonb(row_) FROM config.change row_ WHERE serial > %1$s AND serial <= %2$s', after_serial, upto);
+    FOR t IN SELECT DISTINCT tab FROM config.change WHERE serial > after_serial AND serial <= upto LOOP
         q := q || format(' UNION ALL SELECT %1$L, CASE WHEN row_.%4$I IS NULL THEN ''d'' ELSE ''u'' END, coalesce(to_jsonb(row_), k.key)
-            FROM (SELECT DISTINCT key FROM config.change WHERE serial > %2$s AND tab = %1$L) k
+            FROM (SELECT DISTINCT key FROM config.change WHERE serial > %2$s AND serial <= %5$s AND tab = %1$L) k
             CROSS JOIN LATERAL jsonb_populate_record(NULL::config.%1$I, k.key) r LEFT JOIN config.%1$I row_ ON %3$s', t, after_serial,
-            (SELECT string_agg(format('row_.%1$I = r.%1$I', c), ' AND ') FROM unnest(node.key(t)) c), (node.key(t))[1]);
+            (SELECT string_agg(format('row_.%1$I = r.%1$I', c), ' AND ') FROM unnest(node.key(t)) c), (node.key(t))[1], upto);
     END LOOP;
     RETURN q;
 END $$;
