@@ -222,7 +222,7 @@ func (d *delivery) settle(out outcome) outcome {
 // twice.
 func (d *delivery) torn(out outcome, err error) outcome {
 	d.server.count.duplicates.Add(1)
-	d.log.Warn().Str("id", d.tx.id).Str("hop", out.hop).Err(err).Str("reason", "taken by one next hop, not spooled for the others").
+	d.log.Warn().Str("transaction", d.tx.id).Str("hop", out.hop).Err(err).Str("reason", "taken by one next hop, not spooled for the others").
 		Msg("mail.possible_duplicate")
 	out.reply, out.item = internal(err), ""
 	return out
@@ -244,7 +244,7 @@ func (d *delivery) drop() {
 	}
 	if err := d.server.o.Queue.Drop(d.held); err != nil {
 		// Held items are never tried, and are dropped at the next start.
-		d.log.Warn().Str("id", d.tx.id).Err(err).Msg("mail.drop")
+		d.log.Warn().Str("transaction", d.tx.id).Err(err).Msg("mail.drop")
 	}
 	d.held = nil
 }

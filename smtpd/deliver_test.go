@@ -2,8 +2,11 @@ package smtpd
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"mailproxy/mail"
 	"mailproxy/queue"
@@ -90,6 +93,54 @@ func TestItemsForOtherNextHopsAreHeldUntilTheFirstHasAnswered(t *testing.T) {
 				t.Errorf("after the answer: %+v", items)
 			}
 		})
+	}
+}
+
+// atHold calls do once, when an item is held: behind the body, before the final dot.
+func atHold(do func()) func(*queue.Options) {
+	return func(o *queue.Options) {
+		dir := o.Dir
+		var once sync.Once
+		o.Now = func() time.Time {
+			if held, _ := filepath.Glob(filepath.Join(dir, "item", "*.held")); len(held) > 0 {
+				once.Do(do)
+			}
+			return time.Now()
+		}
+	}
+}
+
+func TestClientGoneBetweenHoldingAndTheDot(t *testing.T) {
+	h, other := newHop(t), newHop(t)
+	var g *rig
+	var p *peer
+	armed := make(chan struct{})
+	g = newRigWithQueue(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil, atHold(func() {
+		<-armed
+		p.Close()
+		waitFor(t, "the session has seen it", func() bool { return strings.Contains(g.log.String(), "session.client_gone") })
+	}))
+	p = g.hello()
+	close(armed)
+	p.begin("x@one.test", "x@two.test")
+	p.send("body\r\n.\r\n")
+	waitFor(t, "the message is dropped", func() bool { return g.server.Stats().Gone == 1 })
+	waitFor(t, "the next hop sees no dot", func() bool { return h.cuts() == 1 })
+	if items := g.queue.List(); len(items) != 0 || len(h.messages()) != 0 {
+		t.Errorf("queue: %+v", items)
+	}
+}
+
+func TestNextHopLostBetweenHoldingAndTheDot(t *testing.T) {
+	h, other := newHop(t), newHop(t)
+	g := newRigWithQueue(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil, atHold(h.reset))
+	p := g.hello()
+	p.begin("x@one.test", "x@two.test")
+	p.send("body\r\n.\r\n")
+	p.want("250 2.0.0 taken")
+	items := g.queue.List()
+	if len(items) != 1 || items[0].Held || items[0].ForwardPaths[0].Domain != "one.test" || len(other.messages()) != 1 || len(h.messages()) != 0 {
+		t.Errorf("queue: %+v, %d and %d messages", items, len(h.messages()), len(other.messages()))
 	}
 }
 

@@ -125,8 +125,8 @@ var ids = regexp.MustCompile(`[0-9B-Z_]{16}(\.[0-9]+)?`)
 func (d *dialog) reply(want string) bool {
 	got, err := d.peer.r.ReadString('\n')
 	got = ids.ReplaceAllString(strings.TrimSuffix(got, "\r\n"), "ID")
-	if err != nil && got == "" {
-		got = "EOF"
+	if err != nil {
+		got += nameEnd(err)
 	}
 	if got != want {
 		d.t.Errorf("got  S: %s", got)

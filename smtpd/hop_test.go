@@ -192,3 +192,13 @@ func (h *hop) forget() {
 	defer h.mu.Unlock()
 	h.got = nil
 }
+
+// reset ends its connections the hard way: what we write next meets an error at once.
+func (h *hop) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.conns {
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+}

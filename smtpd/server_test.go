@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -177,16 +179,24 @@ func (p *peer) read() string {
 		line, err := p.r.ReadString('\n')
 		all.WriteString(strings.TrimSuffix(line, "\r\n"))
 		if err != nil {
-			if all.Len() == 0 {
-				return "EOF"
-			}
-			return all.String()
+			return all.String() + nameEnd(err)
 		}
 		if len(line) < 4 || line[3] != '-' {
 			return all.String()
 		}
 		all.WriteByte('\n')
 	}
+}
+
+// nameEnd: a connection that the server has closed is no time-out.
+func nameEnd(err error) string {
+	switch {
+	case errors.Is(err, io.EOF):
+		return "EOF"
+	case errors.Is(err, syscall.ECONNRESET):
+		return "RESET"
+	}
+	return err.Error()
 }
 
 // want reads one reply that begins so, and gives it.

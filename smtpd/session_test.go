@@ -11,6 +11,7 @@ import (
 
 	"mailproxy/config"
 	"mailproxy/filter"
+	"mailproxy/mail"
 )
 
 // begin opens a transaction up to 354.
@@ -207,6 +208,58 @@ func TestAnErrorOfOursIs451AndItsTextStaysInTheLog(t *testing.T) {
 	if !strings.Contains(g.log.String(), "hunter2") {
 		t.Error("the cause is not in the log")
 	}
+}
+
+func TestOnlyOurOwnRepliesGoOut(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	cases := []struct {
+		name, wrote, want string
+		answer            *mail.Reply
+		phase             phase
+	}{
+		{"go-smtp agrees", "250 2.0.0 go-smtp's text\r\n", "250 2.1.5 OK\r\n", replyRcptOK, phaseCommand},
+		{"go-smtp refuses what we would take", "501 5.5.2 go-smtp's text\r\n", "501 5.5.0 refused\r\n", replyRcptOK, phaseCommand},
+		{"go-smtp takes what we know nothing of", "250 2.0.0 go-smtp's text\r\n", "451 4.3.0 local error, try again later\r\n", nil, phaseCommand},
+		{"several lines", "250-a\r\n250-b\r\n250 c\r\n", "250 2.0.0 OK\r\n", replyOK, phaseCommand},
+		{"354 for DATA", "354 go-smtp's text\r\n", "354 end with <CRLF>.<CRLF>\r\n", nil, phaseBody},
+		{"354 from a next hop is no DATA", "354 go-smtp's text\r\n", "354 x\r\n", r(354, 0, "x"), phaseCommand},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			for cut := range c.wrote {
+				conn := newConn(g.server, nopConn{}, g.rules.Load())
+				conn.phase, conn.answer = phaseCommand, c.answer
+				for _, part := range []string{c.wrote[:cut], c.wrote[cut:]} {
+					if n, err := conn.Write([]byte(part)); n != len(part) || err != nil {
+						t.Fatal(n, err)
+					}
+				}
+				if string(conn.out) != c.want || conn.phase != c.phase {
+					t.Fatalf("cut at %d: %q, phase %d; want %q", cut, conn.out, conn.phase, c.want)
+				}
+			}
+		})
+	}
+}
+
+func TestAMessageTakenForgivesRefusals(t *testing.T) {
+	h := newHop(t)
+	s := snapshot("one.test", h.addr())
+	s.Settings = []config.Setting{{Name: "max_errors", Value: "2"}}
+	g := newRig(t, s, nil)
+	p := g.hello()
+	for range 3 {
+		p.ask("FOO", "500")
+		p.ask("FOO", "500")
+		p.begin("x@one.test")
+		p.send(".\r\n")
+		p.want("250")
+	}
+	p.ask("FOO", "500")
+	p.ask("FOO", "500")
+	p.ask("FOO", "500")
+	p.want("421 4.7.0")
+	p.wantEnd()
 }
 
 type nopConn struct{ net.Conn }

@@ -43,7 +43,8 @@ func (s *Server) Stats() Stats {
 	c := &s.count
 	return Stats{
 		Open: open, Sessions: c.sessions.Load(), Refused: c.refused.Load(), Messages: c.messages.Load(),
-		Delivered: c.delivered.Load(), Queued: c.queued.Load(), Rejected: c.rejected.Load(), RecipientsRefused: c.recipientsRefused.Load(), Duplicates: c.duplicates.Load(),
-		Gone: c.gone.Load(), Framing: c.framing.Load(), TLS: c.tlsStarted.Load(), TLSFailed: c.tlsFailed.Load(),
+		Delivered: c.delivered.Load(), Queued: c.queued.Load(), Rejected: c.rejected.Load(), Duplicates: c.duplicates.Load(),
+		RecipientsRefused: c.recipientsRefused.Load(),
+		Gone:              c.gone.Load(), Framing: c.framing.Load(), TLS: c.tlsStarted.Load(), TLSFailed: c.tlsFailed.Load(),
 	}
 }

@@ -33,6 +33,7 @@ func (c *conn) watch(cancel context.CancelFunc) (stop func() (gone bool)) {
 			default:
 				gone = true
 				cancel()
+				c.log.Debug().Err(err).Msg("session.client_gone")
 				return
 			}
 		}

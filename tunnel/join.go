@@ -315,7 +315,11 @@ func joinClient(ctx context.Context, addr string, key *Key, hostKey ssh.HostKeyC
 	if key != nil {
 		client.Auth = []ssh.AuthMethod{ssh.PublicKeys(key.signer)}
 	}
-	c, channels, requests, err := ssh.NewClientConn(raw, addr, client)
+	w := newWire(raw, defaultTiming().dead)
+	c, channels, requests, err := ssh.NewClientConn(w, addr, client)
+	if err == nil {
+		w.guard(c)
+	}
 	return c, channels, requests, done, err
 }
 
@@ -335,7 +339,7 @@ func exchange(ctx context.Context, addr string, key *Key, hostKey ssh.HostKeyCal
 	defer done()
 	own.spawn(func() { refuseChannels(channels) })
 	own.spawn(func() { ssh.DiscardRequests(requests) })
-	ch, channelRequests, err := c.OpenChannel(joinChannel, nil)
+	ch, channelRequests, err := openChannel(ctx, c, joinChannel, nil, time.Second)
 	if err != nil {
 		return nil, err
 	}

@@ -369,6 +369,7 @@ func (t *Tunnel) start(s *session, channels <-chan ssh.NewChannel, requests <-ch
 	ctx := t.ctx
 	t.mu.Unlock()
 	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.wire.guard(s.ssh)
 	err := t.add(s)
 	if err == nil && t.owned.spawn(func() { s.run(channels, requests) }) {
 		return nil

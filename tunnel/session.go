@@ -270,20 +270,51 @@ func (s *session) dial(ctx context.Context, service string) (*conn, error) {
 }
 
 func (s *session) openChannel(service string) (*conn, error) {
-	ch, requests, err := s.ssh.OpenChannel(gateChannel, ssh.Marshal(gateRequest{service}))
+	ch, requests, err := openChannel(s.ctx, s.ssh, gateChannel, ssh.Marshal(gateRequest{service}), s.t.timing.linger)
 	if err != nil {
 		s.peer.out.give("")
 		var refused *ssh.OpenChannelError
 		if errors.As(err, &refused) {
 			return nil, fmt.Errorf("%w: %s", ErrRefused, cleaned(refused.Message, 200))
 		}
-		return nil, fmt.Errorf("%w: %w", ErrLost, err)
+		err = fmt.Errorf("%w: %w", ErrLost, err)
+		s.close(err) // so that the next try takes another
+		return nil, err
 	}
 	c, err := s.newConn(ch, requests, service, func() { s.peer.out.give("") })
 	if err != nil {
 		s.peer.out.give("")
 	}
 	return c, err
+}
+
+// openChannel opens a channel on c, whose end ends ended. SSH may never answer where the connection ends at the same moment (see wire);
+// then, after a while, nobody waits for it any more.
+func openChannel(ended context.Context, c ssh.Conn, kind string, extra []byte, linger time.Duration,
+) (ssh.Channel, <-chan *ssh.Request, error) {
+	type opened struct {
+		ch       ssh.Channel
+		requests <-chan *ssh.Request
+		err      error
+	}
+	result := make(chan opened, 1)
+	go func() {
+		ch, requests, err := c.OpenChannel(kind, extra)
+		result <- opened{ch, requests, err}
+	}()
+	select {
+	case r := <-result:
+		return r.ch, r.requests, r.err
+	case <-ended.Done():
+	}
+	timer := time.NewTimer(linger)
+	defer timer.Stop()
+	select {
+	case r := <-result:
+		return r.ch, r.requests, r.err
+	case <-timer.C:
+		return nil, nil, ErrLost
+	}
 }
 
 // cleaned makes another's text fit for a log or a terminal: printable ASCII, n bytes at most.

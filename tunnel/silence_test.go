@@ -274,7 +274,7 @@ func TestAttemptsBackOff(t *testing.T) {
 	}
 	defer l.Close()
 	c := quick()
-	c.backoffMax = 80 * time.Millisecond
+	c.backoffMax = 640 * time.Millisecond
 	n.setTiming(c)
 	n.start()
 	s := snapshot(ca, n)

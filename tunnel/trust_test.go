@@ -244,9 +244,7 @@ func TestADeletedNodeIsCutAtOnce(t *testing.T) {
 	if _, err := intrude(t, n, "cid-2", forged(t, ca, member, ssh.UserCert, 2, nil), nil); err == nil {
 		t.Error("it was let in again")
 	}
-	if !n.log.has("tunnel.down", "err", errCut.Error()) {
-		t.Error("the log does not say why")
-	}
+	eventually(t, "the log says why", 5*time.Second, func() bool { return n.log.has("tunnel.down", "err", errCut.Error()) })
 	if got := n.Peers(); len(got) != 0 {
 		t.Errorf("peers are still %v", got)
 	}

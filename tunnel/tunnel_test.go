@@ -22,11 +22,12 @@ import (
 func TestServicesAreReachedBothWaysOverOneConnection(t *testing.T) {
 	_, nodes, _ := cluster(t, 2)
 	a, b := nodes[0], nodes[1]
-	ping(t, a.mustDial(2, "echo"), "from one")
-	ping(t, b.mustDial(1, "echo"), "from two")
 	for _, n := range nodes {
 		other := 3 - n.cid
-		c := n.mustDial(other, "who")
+		c := n.mustDial(other, "echo")
+		ping(t, c, "hello")
+		c.Close()
+		c = n.mustDial(other, "who")
 		got, err := io.ReadAll(c)
 		if want := cidPrincipal(n.cid); err != nil || string(got) != want {
 			t.Errorf("the handler at %d was told %q, %v; want %q", other, got, err, want)
@@ -34,6 +35,7 @@ func TestServicesAreReachedBothWaysOverOneConnection(t *testing.T) {
 		if c.RemoteAddr().String() != cidPrincipal(other)+"/who" || c.RemoteAddr().Network() != "tunnel" {
 			t.Errorf("remote address is %v", c.RemoteAddr())
 		}
+		c.Close()
 	}
 	eventually(t, "one connection is left", 5*time.Second, func() bool {
 		return a.sessions(2) == 1 && b.sessions(1) == 1
@@ -237,10 +239,16 @@ func TestReconnectAfterTheConnectionBreaks(t *testing.T) {
 	if _, err := io.ReadAll(c); !errors.Is(err, ErrLost) {
 		t.Errorf("the broken stream read %v, want %v and never an end of file", err, ErrLost)
 	}
-	ping(t, a.mustDial(2, "echo"), "again")
-	if !a.log.has("tunnel.down", "err", ErrLost.Error()) {
-		t.Error("no tunnel.down in the log")
-	}
+	eventually(t, "a stream over a new connection", 5*time.Second, func() bool {
+		again, err := a.dial(2, "echo") // the connection that broke may be found dead only by this
+		if err == nil {
+			t.Cleanup(func() { again.Close() })
+			c = again
+		}
+		return err == nil
+	})
+	ping(t, c, "again")
+	eventually(t, "tunnel.down in the log", 5*time.Second, func() bool { return a.log.has("tunnel.down", "err", ErrLost.Error()) })
 }
 
 func TestSocketsOfPeers(t *testing.T) {
@@ -399,4 +407,29 @@ func TestManyStreamsAtOnce(t *testing.T) {
 		}
 	}
 	all.Wait()
+}
+
+// What SSH opens while the connection ends must not wait for ever.
+func TestDialsWhileConnectionsEnd(t *testing.T) {
+	_, nodes, _ := cluster(t, 2)
+	a, b := nodes[0], nodes[1]
+	for range 60 {
+		a.waitUp(2)
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				if c, err := a.dial(2, "echo"); err == nil {
+					c.Close()
+				} else if errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a dial hung: %v", err)
+				}
+			})
+		}
+		b.mu.Lock()
+		for _, s := range b.peers[1].sessions {
+			s.wire.Conn.Close()
+		}
+		b.mu.Unlock()
+		all.Wait()
+	}
 }

@@ -65,10 +65,16 @@ const (
 const tcpUserTimeout = 18
 
 // A wire is the connection under SSH; it knows when the last bytes came in.
+//
+// It also keeps SSH from waiting for ever: when nothing more can be read, SSH forgets its channels, and the opening of one that is
+// asked for behind that has no answer. SSH refuses it only if a write has failed before, and the write that fails first is not
+// reported. So the wire, before it reports that a read failed, fails all writes and has SSH do one.
 type wire struct {
 	net.Conn
-	start time.Time    // with its monotonic clock
-	heard atomic.Int64 // nanoseconds since start
+	start  time.Time    // with its monotonic clock
+	heard  atomic.Int64 // nanoseconds since start
+	broken atomic.Bool
+	last   atomic.Pointer[func()] // has SSH write
 }
 
 func newWire(c net.Conn, dead time.Duration) *wire {
@@ -88,7 +94,32 @@ func (w *wire) Read(p []byte) (int, error) {
 	if n > 0 {
 		w.heard.Store(int64(time.Since(w.start)))
 	}
+	if err != nil {
+		w.broken.Store(true)
+		w.Conn.Close() // a write that is stuck ends
+		if write := w.last.Load(); write != nil {
+			(*write)()
+		}
+	}
 	return n, err
+}
+
+// guard is called once SSH is up on this wire, before channels are opened.
+func (w *wire) guard(c ssh.Conn) {
+	write := func() {
+		c.SendRequest("last@mailproxy", false, nil) //nolint:errcheck // it is there to fail
+	}
+	w.last.Store(&write)
+	if w.broken.Load() {
+		write()
+	}
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	if w.broken.Load() {
+		return 0, net.ErrClosed
+	}
+	return w.Conn.Write(p)
 }
 
 // silence is how long nothing came in.
