@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -46,7 +47,7 @@ func run(ctx context.Context, only, jsonFile string) int {
 		return 1
 	}
 	began := time.Now()
-	b.say("%s", machine(b.dir))
+	b.say("%s", machine(b.root))
 	before := loadAverage()
 	var failed []string
 	ran := 0
@@ -85,7 +86,11 @@ func run(ctx context.Context, only, jsonFile string) int {
 func (b *bench) do(ctx context.Context, m measurement) error {
 	b.say("%s ...", m.prefix)
 	began := time.Now()
-	err := m.run(ctx, b)
+	b.dir = filepath.Join(b.root, m.prefix)
+	err := os.Mkdir(b.dir, 0o755)
+	if err == nil {
+		err = m.run(ctx, b)
+	}
 	if stopErr := b.stopParts(); err == nil {
 		err = stopErr
 	}

@@ -16,7 +16,8 @@ import (
 
 // A bench is one run: its directory, the parts that are running, and what was measured.
 type bench struct {
-	dir     string // all that the parts write; removed at the end
+	root    string // all that the parts write; removed at the end
+	dir     string // of the measurement that runs: what one leaves behind is none of the next one's
 	bin     string // where mailproxy and pmgcm are
 	parts   []stopper
 	results []result
@@ -51,7 +52,7 @@ func newBench() (*bench, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // the parts run as users of their own
 		return nil, err
 	}
-	b := &bench{dir: dir, bin: bin, starts: make(chan func())}
+	b := &bench{root: dir, dir: dir, bin: bin, starts: make(chan func())}
 	go func() {
 		runtime.LockOSThread()
 		for f := range b.starts {
@@ -78,10 +79,10 @@ func (b *bench) stopParts() error {
 func (b *bench) close() {
 	close(b.starts)
 	if os.Getenv("BENCH_KEEP") != "" {
-		b.say("kept: %s", b.dir)
+		b.say("kept: %s", b.root)
 		return
 	}
-	if err := os.RemoveAll(b.dir); err != nil {
+	if err := os.RemoveAll(b.root); err != nil {
 		b.say("bench: %v", err)
 	}
 }
