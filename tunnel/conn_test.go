@@ -54,12 +54,14 @@ func newSSHPair(t testing.TB) *sshPair {
 	if p.raw, err = net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	c, channels, requests, err := ssh.NewClientConn(p.raw, "x", &ssh.ClientConfig{
+	w := newWire(p.raw, time.Minute)
+	c, channels, requests, err := ssh.NewClientConn(w, "x", &ssh.ClientConfig{
 		Config: algorithms(), HostKeyCallback: ssh.InsecureIgnoreHostKey(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.guard(c)
 	if err := <-accepted; err != nil {
 		t.Fatal(err)
 	}
@@ -241,6 +243,33 @@ func TestConcurrentWritesDoNotMix(t *testing.T) {
 		part := got[i*size : (i+1)*size]
 		if bytes.Count(part, part[:1]) != size {
 			t.Fatal("two writes are mixed")
+		}
+	}
+}
+
+// What is opened while the connection ends must not wait for ever (see wire).
+func TestOpeningWhileTheConnectionEnds(t *testing.T) {
+	for range 150 {
+		p := newSSHPair(t)
+		p.own.spawn(func() { refuseChannels(p.incoming) })
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				for {
+					var refused *ssh.OpenChannelError
+					if _, _, err := p.client.OpenChannel("x", nil); !errors.As(err, &refused) {
+						return
+					}
+				}
+			})
+		}
+		p.server.Close()
+		done := make(chan struct{})
+		go func() { all.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the opening of a channel hangs")
 		}
 	}
 }
