@@ -30,7 +30,7 @@ func drifted(before, now db.State) bool {
 func (n *Node) checkDrift(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := n.verify(ctx); err != nil {
-			n.warn(ctx, "drift.check", "", err)
+			n.warn(ctx, "drift.check", 0, err)
 		}
 		n.pause(ctx, n.o.Timing.Drift)
 	}

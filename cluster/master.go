@@ -36,7 +36,7 @@ func (n *Node) push(ctx context.Context, node config.Node, k *kicks) {
 			p.Close()
 			p = nil
 		}
-		n.warn(ctx, "push.refused", cidText(node.CID), err)
+		n.warn(ctx, "push.refused", node.CID, err)
 		// Not woken by commits: a slave that is away is not asked more often because there is more for it.
 		n.pause(ctx, retry, k.up)
 		retry = min(2*retry, n.o.Timing.Retry)
@@ -171,7 +171,7 @@ func (n *Node) recoverEpoch(ctx context.Context) {
 	}
 	out, err := r.run(ctx, false)
 	if err != nil {
-		n.warn(ctx, "promote.refused", "", err)
+		n.warn(ctx, "promote.refused", 0, err)
 		return
 	}
 	n.o.Log.Warn().Stringer("epoch", out.Epoch).Int64("serial", out.Position.Serial).Msg("promote.recovered")

@@ -102,7 +102,7 @@ type Node struct {
 	rolesFor   string
 	rolesForAt time.Time
 	// said limits repeated warnings.
-	said map[string]*repeat
+	said map[warning]*repeat
 }
 
 // A view is what is known of a peer.
@@ -139,7 +139,7 @@ func New(o Options) *Node {
 	}
 	return &Node{
 		o: o, started: o.Now(), wake: make(chan struct{}, 1),
-		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[string]*repeat{},
+		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[warning]*repeat{},
 	}
 }
 
@@ -179,7 +179,7 @@ func (n *Node) members() []config.Node {
 
 // peers is members without this node.
 func (n *Node) peers() []config.Node {
-	self := n.known().CID
+	self := n.self()
 	var out []config.Node
 	for _, m := range n.members() {
 		if m.CID != self && self != 0 {
@@ -187,6 +187,17 @@ func (n *Node) peers() []config.Node {
 		}
 	}
 	return out
+}
+
+// self is this node's CID; where PostgreSQL has not answered since the start, that of its identity.
+func (n *Node) self() config.CID {
+	n.mu.Lock()
+	st, read := n.state, !n.stateAt.IsZero()
+	n.mu.Unlock()
+	if read {
+		return st.CID
+	}
+	return n.lastKnown(st).CID
 }
 
 // refresh reads the own state.
@@ -299,7 +310,7 @@ func (n *Node) ensurePeerRoles(ctx context.Context) {
 		return
 	}
 	if err := n.o.DB.EnsurePeerRoles(ctx); err != nil {
-		n.warn(ctx, "peers.roles", "", err)
+		n.warn(ctx, "peers.roles", 0, err)
 		return
 	}
 	n.mu.Lock()
@@ -326,6 +337,12 @@ func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{
 	}
 }
 
+// A warning is named by its event and the peer that it is about; 0 is none.
+type warning struct {
+	event string
+	peer  config.CID
+}
+
 // A repeat is a warning that comes again and again.
 type repeat struct {
 	text  string
@@ -337,11 +354,11 @@ type repeat struct {
 const repeatEvery = 30 * time.Second
 
 // warn logs that something will be tried again; the same at most once in 30 s, with a count. Silent when ctx has ended.
-func (n *Node) warn(ctx context.Context, event, peer string, err error) {
+func (n *Node) warn(ctx context.Context, event string, peer config.CID, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	key, now := event+" "+peer, n.o.Now()
+	key, now := warning{event, peer}, n.o.Now()
 	n.mu.Lock()
 	r := n.said[key]
 	if r == nil {
@@ -357,8 +374,8 @@ func (n *Node) warn(ctx context.Context, event, peer string, err error) {
 	*r = repeat{text: err.Error(), at: now}
 	n.mu.Unlock()
 	e := n.o.Log.Warn()
-	if peer != "" {
-		e = e.Str("node", peer)
+	if peer != 0 {
+		e = e.Int32("node", int32(peer))
 	}
 	e.Int("count", count).Err(err).Msg(event)
 }

@@ -158,7 +158,7 @@ func (n *Node) learn(ctx context.Context, theirs db.State) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if _, err := n.o.DB.Promise(ctx, e); err != nil {
-		n.warn(ctx, "epoch.promise", cidText(theirs.CID), err)
+		n.warn(ctx, "epoch.promise", theirs.CID, err)
 		return
 	}
 	n.o.Log.Info().Int("node", int(theirs.CID)).Stringer("epoch", e).Stringer("was", mine.Promised).Msg("epoch.learned")

@@ -190,10 +190,16 @@ func (r *Report) judge() {
 	r.noMaster()
 }
 
-// noMaster names a master that does not answer.
+// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so.
 func (r *Report) noMaster() {
+	shut := map[config.CID]bool{}
+	for _, row := range r.Rows {
+		for _, p := range row.Peers {
+			shut[p.CID] = p.NotLetIn
+		}
+	}
 	for i := range r.Rows {
-		if row := &r.Rows[i]; row.Role == Master && row.Error != "" && row.CID != r.Asked {
+		if row := &r.Rows[i]; row.Role == Master && row.Error != "" && row.CID != r.Asked && !shut[row.CID] {
 			row.Problems = append(row.Problems, Problem{
 				"the master does not answer: mail goes on, configuration cannot be changed",
 				"bring it back, or `pmgcm promote` on a node that is in sync",

@@ -156,6 +156,33 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 	}
 }
 
+func TestANodeThatIsNotLetInSaysSoAndWhatToDo(t *testing.T) {
+	master := Peer{CID: 1, Name: "mx1", Error: "node does not let this one in", NotLetIn: true}
+	slave := db.State{CID: 2, Position: at(1, 1, 9, 7), Promised: config.Epoch{N: 1, Owner: 1}}
+	for dsn, want := range map[string]string{"": "`keys` in /state and `pg` and `pg.made`", "host=/x": "`keys` in /state and the database's contents"} {
+		n := quietNode(slave)
+		n.o.Local.StateDir, n.o.Local.Database.DSN = "/state", dsn
+		p := n.shutOut([]Peer{master, {CID: 3, Name: "mx3"}})
+		if len(p) != 1 || !strings.Contains(p[0].What, "not let in by mx1(1):") || !strings.Contains(p[0].Remedy, want) || !strings.Contains(p[0].Remedy, "join-cmd") {
+			t.Errorf("problems: %+v", p)
+		}
+		if p := n.shutOut([]Peer{{CID: 1, Error: "connection refused"}}); len(p) != 0 {
+			t.Errorf("a peer that is away: %+v", p)
+		}
+	}
+	for _, shut := range []bool{true, false} { // nobody may be led to promote a deleted node
+		master.NotLetIn = shut
+		r := Report{Asked: 2, Rows: []Row{
+			{NodeStatus: NodeStatus{CID: 1, Position: slave.Position}, Error: "away"},
+			{NodeStatus: NodeStatus{CID: 2, Position: slave.Position, Role: Slave, Database: true, Peers: []Peer{master}}},
+		}}
+		r.judge()
+		if got := len(r.Rows[0].Problems); (got == 0) != shut {
+			t.Errorf("let in: %v; problems of the master: %+v", !shut, r.Rows[0].Problems)
+		}
+	}
+}
+
 func TestJoinErrorsCrossTheWire(t *testing.T) {
 	for _, c := range joinCodes {
 		je := joinError(fmt.Errorf("deep: %w", c.from))
@@ -180,11 +207,11 @@ func TestWarningsAreRepeatedSparingly(t *testing.T) {
 	now := time.Now()
 	n := New(Options{Local: &config.Local{}, Log: zerolog.New(log), Now: func() time.Time { return now }})
 	for range 5 {
-		n.warn(context.Background(), "push.refused", "2", errDown)
+		n.warn(context.Background(), "push.refused", 2, errDown)
 	}
-	n.warn(context.Background(), "push.refused", "3", errDown)
+	n.warn(context.Background(), "push.refused", 3, errDown)
 	now = now.Add(repeatEvery)
-	n.warn(context.Background(), "push.refused", "2", errDown)
+	n.warn(context.Background(), "push.refused", 2, errDown)
 	if len(log.lines) != 3 || !strings.Contains(log.lines[2], `"count":5`) {
 		t.Errorf("log:\n%s", strings.Join(log.lines, ""))
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"mailproxy/config"
@@ -67,6 +68,8 @@ type Peer struct {
 	Promised config.Epoch    `json:"promised"`
 	// Error is why it does not answer.
 	Error string `json:"error,omitempty"`
+	// NotLetIn says that it answers and does not take this node for a member.
+	NotLetIn bool `json:"not_let_in,omitempty"`
 }
 
 // selfTimeout bounds what Self asks of the database: it answers within a second all the same.
@@ -80,7 +83,7 @@ const recently = 5 * time.Second
 func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	if verify {
 		if err := n.verify(ctx); err != nil {
-			n.warn(ctx, "drift.check", "", err)
+			n.warn(ctx, "drift.check", 0, err)
 		}
 	}
 	st, err := n.stateSoon(ctx)
@@ -102,7 +105,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	}
 	s.Peers = n.peerStatus()
 	s.State = n.ownRelation(st, err)
-	s.Problems = n.problems(st, err)
+	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
 	return s
 }
 
@@ -160,6 +163,7 @@ func (n *Node) peerStatus() []Peer {
 		p := Peer{CID: m.CID, Name: m.Name, Address: m.Address}
 		if t, ok := tunnels[m.CID]; ok {
 			p.Tunnel, p.Since, p.LastSeen, p.Error = t.Connected, t.Since.UTC(), t.LastSeen.UTC(), t.Err
+			p.NotLetIn = t.NotLetIn
 		}
 		if v := n.views[m.CID]; v != nil {
 			p.Position, p.Promised = v.state.Position, v.state.Promised
@@ -234,6 +238,28 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 		out = append(out, n.o.Problems()...)
 	}
 	return out
+}
+
+// shutOut names the peers that do not take this node for a member: it was deleted, most likely. Who was deleted is not told so.
+func (n *Node) shutOut(peers []Peer) []Problem {
+	var by []string
+	for _, p := range peers {
+		if p.NotLetIn {
+			by = append(by, fmt.Sprintf("%s(%d)", p.Name, p.CID))
+		}
+	}
+	if len(by) == 0 {
+		return nil
+	}
+	rows := "`pg` and `pg.made`"
+	if n.o.Local.Database.DSN != "" {
+		rows = "the database's contents"
+	}
+	return []Problem{{
+		fmt.Sprintf("this node is not let in by %s: it was deleted from the cluster, or its key is another now", strings.Join(by, ", ")),
+		fmt.Sprintf("`pmgcm status` on the master shows the members; to enter again as a new node: stop the daemon, remove `keys` in %s and %s, "+
+			"start it, and run what `pmgcm join-cmd` on the master prints", n.o.Local.StateDir, rows),
+	}}
 }
 
 func driftRemedy(r Role) string {
