@@ -106,7 +106,7 @@ func (r *Ruleset) Trusted(client netip.Addr) bool { return r.networks.has(client
 func (r *Ruleset) Ours(to mail.Path) bool { return r.domain(to.Domain) != nil }
 
 // Accepts says whether mail from client for to is taken. The Path is where it goes: to itself, or for a bare postmaster the one
-// of the settings. The reply refuses.
+// of the settings. The reply refuses. Who is not in one of our networks may not name a way behind our domains either.
 func (r *Ruleset) Accepts(client netip.Addr, to mail.Path) (mail.Path, *mail.Reply) {
 	switch {
 	case to.IsNull():
@@ -115,11 +115,15 @@ func (r *Ruleset) Accepts(client netip.Addr, to mail.Path) (mail.Path, *mail.Rep
 		return to, &mail.Reply{Code: 451, Enhanced: [3]int{4, 3, 5}, Text: "no postmaster is configured yet, try again later"}
 	case to.Domain == "":
 		return r.postmaster, nil // RFC 5321 §4.5.1: always taken
-	case r.Ours(to) || r.Trusted(client):
+	case r.Ours(to) && !routes(to.Local) || r.Trusted(client):
 		return to, nil
 	}
 	return to, &mail.Reply{Code: 554, Enhanced: [3]int{5, 7, 1}, Text: "relay access denied"}
 }
+
+// routes says whether a local part can name another host to go on to: x%host, host!x, "x@host". A next hop that trusts us and
+// follows it would make the two of us an open relay.
+func routes(local string) bool { return strings.ContainsAny(local, "%!@") }
 
 // Route gives the way to a forward-path with a domain. A domain with hosts of its own has a transport named "domain:NAME".
 // The reply says that there is none.

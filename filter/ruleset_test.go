@@ -52,7 +52,9 @@ func TestRelayForOurDomainsFromAnyoneAndToAnywhereFromOurNetworks(t *testing.T) 
 		code   int
 	}{
 		{stranger, "x@one.test", 0}, {stranger, "x@two.test", 0}, {stranger, "x@elsewhere.test", 554}, {stranger, "x@sub.one.test", 554},
-		{stranger, "x@[192.0.2.1]", 554}, {stranger, `"x@elsewhere.test"@one.test`, 0}, {stranger, "x@bücher.test", 0},
+		{stranger, "x@[192.0.2.1]", 554}, {stranger, `"x@elsewhere.test"@one.test`, 554},
+		{stranger, "x%elsewhere.test@one.test", 554}, {stranger, "elsewhere.test!x@two.test", 554}, {own, "x%elsewhere.test@one.test", 0},
+		{stranger, "@elsewhere.test:x@one.test", 0}, {stranger, "@one.test:x@elsewhere.test", 554}, {stranger, "x@bücher.test", 0},
 		{stranger, "postmaster", 0}, {stranger, "postmaster@elsewhere.test", 554}, {stranger, "", 501},
 		{own, "x@elsewhere.test", 0}, {own6, "x@elsewhere.test", 0}, {netip.Addr{}, "x@elsewhere.test", 554},
 	}

@@ -34,6 +34,7 @@ type trial struct {
 
 	outOfReach string // key of a next hop that was
 	ended      bool   // at least one attempt ended by itself
+	unsaved    bool   // the disk does not know what they brought
 }
 
 // try makes one attempt for each group and settles the item.
@@ -60,7 +61,7 @@ func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 		}
 	}
 	gone := t.settle(m)
-	if !gone {
+	if !gone && !t.unsaved { // else the mark names what a restart delivers again
 		q.files.unmark(n.id)
 	}
 	t.giveBack(gone)
@@ -241,6 +242,7 @@ func (t *trial) settle(m *message) (gone bool) {
 		t.log.Info().Str("item", n.id).Int("open", len(open)).Time("next_at", n.next).AnErr("err", err).Msg("item.later")
 	}
 	t.health.note(now, t.log, err)
+	t.unsaved = err != nil
 	return len(open) == 0
 }
 

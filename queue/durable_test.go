@@ -321,9 +321,9 @@ func helperSync(dir string) {
 	fmt.Println("again", err)
 }
 
-// The disk's errors at fsync, made by strace: of the file (the first sync behind Open's), and of the directory (the second).
+// The disk's errors at fsync, made by strace: of the file (the first sync behind the two of Open), and of the directory (the next).
 func TestSyncErrorRefusesTheMailAndLeavesNothing(t *testing.T) {
-	for name, when := range map[string]string{"of the file": "2", "of the directory": "3"} {
+	for name, when := range map[string]string{"of the file": "3", "of the directory": "4"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			cmd := helper("sync", dir, "strace", "-f", "-o", filepath.Join(dir, "trace"), "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when="+when)

@@ -33,7 +33,7 @@ func writeItem(w io.Writer, e *mail.Envelope, c mail.Content) error {
 		return fmt.Errorf("write the envelope: %w", err)
 	}
 	if len(env) > maxEnvelope {
-		return fmt.Errorf("envelope of %d octets", len(env))
+		return &contentError{fmt.Errorf("envelope of %d octets", len(env))}
 	}
 	pooled := buffers.Get().(*[]byte)
 	defer buffers.Put(pooled)
@@ -73,10 +73,10 @@ func writeItem(w io.Writer, e *mail.Envelope, c mail.Content) error {
 	return err
 }
 
-// contentError is an error of reading what is to be written: the spool has no part in it.
+// contentError is an error of what is to be written: the spool has no part in it.
 type contentError struct{ err error }
 
-func (e *contentError) Error() string { return "read the content: " + e.err.Error() }
+func (e *contentError) Error() string { return "content: " + e.err.Error() }
 func (e *contentError) Unwrap() error { return e.err }
 
 // readHead reads and checks an item's head and envelope, and gives where the content lies. size is the file's.

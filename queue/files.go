@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"mailproxy/internal/durable"
 	"mailproxy/mail"
 )
 
@@ -33,13 +34,10 @@ func openFiles(dir string) (*files, error) {
 			return nil, fmt.Errorf("open the spool: %w", err)
 		}
 	}
-	root, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the spool: %w", err)
-	}
-	defer root.Close()
-	if err := root.Sync(); err != nil {
-		return nil, fmt.Errorf("open the spool: sync: %w", err)
+	for _, made := range []string{dir, filepath.Dir(dir)} { // the names of item/ and of the spool itself
+		if err := durable.SyncDir(made); err != nil {
+			return nil, fmt.Errorf("open the spool: %w", err)
+		}
 	}
 	left, err := os.ReadDir(filepath.Join(dir, "new"))
 	if err != nil {

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -300,4 +301,44 @@ func TestWhatOneHopTookIsOnDiskBeforeTheNextIsTried(t *testing.T) {
 	if i := q.List()[0]; len(i.ForwardPaths) != 1 || i.ForwardPaths[0] != path("y@c.test") {
 		t.Errorf("left %+v", i)
 	}
+}
+
+func TestAnAttemptWhoseOutcomeCouldNotBeSavedStaysMarked(t *testing.T) {
+	dir := t.TempDir()
+	q := openTest(t, dir, nil)
+	id := q.mustPut(t, false, draft("from@a.test", "ok@b.test", "later@b.test"))[0]
+	inTheWay := filepath.Join(dir, "item", id+".state", "x")
+	if err := os.MkdirAll(inTheWay, 0o700); err != nil { // no file can be renamed over it
+		t.Fatal(err)
+	}
+	stop := q.run(t)
+	waitFor(t, "the attempt", func() bool { l := q.List(); return len(l) == 1 && l[0].Attempts == 1 && !l[0].Busy })
+	stop()
+	q.Close()
+	if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
+		t.Fatal(err)
+	}
+	again := openTest(t, dir, nil)
+	if l := again.List(); len(l) != 1 || len(l[0].ForwardPaths) != 2 {
+		t.Fatalf("items: %+v", l)
+	}
+	if log := again.log.String(); !strings.Contains(log, "attempt.cut") || again.Stats().Cut != 1 {
+		t.Errorf("ok@b.test gets it twice, and nothing says so:\n%s", log)
+	}
+}
+
+func TestAnEnvelopeThatIsTooBigIsNoFaultOfTheSpool(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	d := draft("from@a.test", "x@b.test")
+	long := path(strings.Repeat("x", 64) + "@" + strings.Repeat("y", 60) + "." + strings.Repeat("z", 60) + ".test")
+	for range maxEnvelope/len(long.String()) + 1 {
+		d.Envelope.ForwardPaths = append(d.Envelope.ForwardPaths, long)
+	}
+	if _, err := q.Put(context.Background(), []Draft{d}, false); err == nil {
+		t.Fatal("it was taken")
+	}
+	if err := q.Healthy(); err != nil {
+		t.Errorf("one client's message stops the spool for all: %v", err)
+	}
+	q.mustPut(t, false, draft("from@a.test", "x@b.test"))
 }

@@ -76,15 +76,27 @@ func (x *transaction) earlyEnd(err error) {
 		return
 	}
 	// A hop that has had enough may have said why before it closed.
-	if reply, rerr := x.conn.read(StageData, time.Second); rerr == nil && reply.Code >= 400 {
+	_ = x.conn.nc.SetReadDeadline(time.Now().Add(time.Second))
+	reply, rerr := x.conn.read(StageData, time.Second)
+	switch {
+	case rerr != nil:
+		x.fail(StageData, lost(err))
+	case reply.Code >= 400:
 		x.fail(StageData, passedOn(reply))
-		return
+	default:
+		x.fail(StageData, nonsense(refusal(reply)))
 	}
-	x.fail(StageData, lost(err))
 }
+
+var errEarly = errors.New("the hop spoke or closed before the final dot")
 
 // dot sends the final dot, with what is left of the body, and waits for its answer.
 func (x *transaction) dot() error {
+	if !x.conn.quiet() {
+		// Whatever it is, it is no answer to a dot that was not sent: a 2xx would be believed, and the message lost.
+		x.earlyEnd(errEarly)
+		return nil
+	}
 	x.out = append(x.out, ".\r\n"...)
 	if err := x.flush(); err != nil {
 		// A write that was cut has not carried its last octets, the dot.
@@ -96,7 +108,8 @@ func (x *transaction) dot() error {
 	switch {
 	case errors.Is(err, ErrProtocol):
 		x.conn.broken = true
-		reply = nonsense(err)
+		x.answer(StageDot, nonsense(err))
+		return ErrNoAnswer
 	case err != nil:
 		x.conn.broken = true
 		x.answer(StageDot, lost(err))
@@ -106,7 +119,8 @@ func (x *transaction) dot() error {
 		reply = passedOn(reply)
 	case reply.Code < 400 && !reply.Positive():
 		x.conn.broken = true
-		reply = nonsense(refusal(reply))
+		x.answer(StageDot, nonsense(refusal(reply)))
+		return ErrNoAnswer
 	}
 	for i := range x.results {
 		if r := &x.results[i]; r.Reply.Positive() {

@@ -94,6 +94,9 @@ func (c *conn) write(b []byte) error {
 
 // ask sends one command and reads its reply.
 func (c *conn) ask(stage Stage, d time.Duration, command string) (*mail.Reply, error) {
+	if c.r.Buffered() > 0 {
+		return nil, protocolError("reply without a command")
+	}
 	if err := c.write([]byte(command + "\r\n")); err != nil {
 		return nil, err
 	}

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// ErrNoAnswer says that the final dot was sent and nothing came back, so the hop may or may not have taken the message.
+// ErrNoAnswer says that the final dot was sent and no valid reply came back, so the hop may or may not have taken the message.
 var ErrNoAnswer = errors.New("no answer to the final dot")
 
 // ErrProtocol is what every reply that is no SMTP reply wraps.

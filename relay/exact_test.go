@@ -199,7 +199,7 @@ func TestFailuresByStage(t *testing.T) {
 	burst := hello + "C~ DATA\n"
 	for _, tt := range []struct {
 		name, dialog string
-		want         string // summary, or the stage of the OutOfReach
+		want         string // summary, or ! and the stage of the OutOfReach, or ? and the summary of an ErrNoAnswer
 	}{
 		{"greeting: closes", "close", "!greeting"},
 		{"greeting: hangs", "hang", "!greeting"},
@@ -227,8 +227,8 @@ func TestFailuresByStage(t *testing.T) {
 		{"DATA: closes", burst + "S: 250 ok\nS: 250 ok\nclose", "rcpt 451 4.4.2 connection to the next hop lost"},
 		{"DATA: nonsense", burst + "S: 250 ok\nS: 250 ok\nS: 35", "data 451 4.5.0 next hop gave no valid reply"},
 		{"DATA: 250", burst + "S: 250 ok\nS: 250 ok\nS: 250 ok", "data 451 4.5.0 next hop gave no valid reply"},
-		{"dot: nonsense", burst + "S: 250 ok\nS: 250 ok\nS: 354 go\nC~ .\nS: okay", "dot 451 4.5.0 next hop gave no valid reply"},
-		{"dot: 354", burst + "S: 250 ok\nS: 250 ok\nS: 354 go\nC~ .\nS: 354 go on", "dot 451 4.5.0 next hop gave no valid reply"},
+		{"dot: nonsense", burst + "S: 250 ok\nS: 250 ok\nS: 354 go\nC~ .\nS: okay", "?dot 451 4.5.0 next hop gave no valid reply"},
+		{"dot: 354", burst + "S: 250 ok\nS: 250 ok\nS: 354 go\nC~ .\nS: 354 go on", "?dot 451 4.5.0 next hop gave no valid reply"},
 		{"dot: 554", burst + "S: 250 ok\nS: 250 ok\nS: 354 go\nC~ .\nS: 554 5.7.1 spam", "dot 554 5.7.1 spam"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -244,6 +244,10 @@ func TestFailuresByStage(t *testing.T) {
 			if stage, ok := strings.CutPrefix(tt.want, "!"); ok {
 				if !errors.As(err, &out) || out.Stage.String() != stage || out.Hop != s.addr() || got != nil {
 					t.Errorf("got %s, %v; want out of reach at %s", summary(got), err, stage)
+				}
+			} else if text, ok := strings.CutPrefix(tt.want, "?"); ok {
+				if !errors.Is(err, ErrNoAnswer) || summary(got) != text {
+					t.Errorf("got %s, %v; want %s and no answer", summary(got), err, text)
 				}
 			} else if err != nil || summary(got) != tt.want {
 				t.Errorf("got %s, %v; want %s", summary(got), err, tt.want)

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -105,11 +106,15 @@ func (p *pool) close() {
 }
 
 // alive says whether an idle connection is still good: nothing may have come on it, neither its end nor a 421.
-func (c *conn) alive() bool {
-	if c.r.Buffered() > 0 || c.raw.SetReadDeadline(time.Time{}) != nil {
-		return false
-	}
-	sc, ok := c.raw.(syscall.Conn)
+func (c *conn) alive() bool { return c.r.Buffered() == 0 && nothingCame(c.raw) }
+
+// quiet says that the hop has nothing to say yet. Inside TLS only what was read already counts: what is on the wire may be TLS's
+// own.
+func (c *conn) quiet() bool { return c.r.Buffered() == 0 && (c.nc != c.raw || nothingCame(c.raw)) }
+
+// nothingCame looks without waiting: neither octets nor the end are there to be read.
+func nothingCame(raw net.Conn) bool {
+	sc, ok := raw.(syscall.Conn)
 	if !ok {
 		return false
 	}
@@ -118,11 +123,10 @@ func (c *conn) alive() bool {
 		return false
 	}
 	quiet := false
-	err = rc.Read(func(fd uintptr) bool {
+	err = rc.Control(func(fd uintptr) {
 		var b [1]byte
 		_, _, e := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		quiet = e == syscall.EAGAIN
-		return true
 	})
 	return err == nil && quiet
 }

@@ -144,7 +144,7 @@ func (x *transaction) offer() error {
 	}
 	if x.conn.dirty {
 		x.out = append(x.out, "RSET\r\n"...)
-		if err := x.sent(StageReset, 0); err != nil {
+		if err := x.sent(StageReset, 0); err != nil || x.over {
 			return err
 		}
 	}
@@ -297,6 +297,15 @@ func (x *transaction) fail(stage Stage, reply *mail.Reply) {
 	x.answer(stage, reply)
 }
 
+// outOfStep ends the transaction with a hop whose replies belong to other commands: what it seemed to say of single paths may be
+// of others, so none is refused for good by it.
+func (x *transaction) outOfStep(stage Stage, reply *mail.Reply) {
+	x.conn.broken, x.over = true, true
+	for i := range x.results {
+		x.results[i].Reply, x.results[i].Stage = reply, stage
+	}
+}
+
 // answer gives reply to every path that has none or was only accepted so far.
 func (x *transaction) answer(stage Stage, reply *mail.Reply) {
 	for i := range x.results {
@@ -313,7 +322,7 @@ func (x *transaction) got(p pending, reply *mail.Reply) {
 			x.conn.dirty = false
 		} else {
 			x.conn.broken = true
-			if !x.over && x.a.Content != nil {
+			if !x.answered { // the one in front of MAIL, not the one that ends an Ask
 				x.fail(StageMail, nonsense(refusal(reply)))
 			}
 		}
@@ -322,8 +331,7 @@ func (x *transaction) got(p pending, reply *mail.Reply) {
 	x.answered = true
 	// 2xx at MAIL and RCPT, 354 at DATA, or a refusal: anything else cannot be told from being out of step.
 	if ok := reply.Positive() && p.stage != StageData || reply.Code == 354 && p.stage == StageData; !ok && reply.Code < 400 {
-		x.conn.broken = true
-		x.fail(p.stage, nonsense(refusal(reply)))
+		x.outOfStep(p.stage, nonsense(refusal(reply)))
 		return
 	}
 	switch p.stage {

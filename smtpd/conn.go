@@ -155,7 +155,7 @@ func (c *conn) put(reply *mail.Reply) {
 		return
 	}
 	c.out = appendReply(c.out, reply)
-	if reply.Code >= 400 {
+	if reply.Code >= 400 && reply != replyTooManyRcpt { // a list that is too long is no error of its client's
 		if c.faults--; c.faults < 0 {
 			c.end(replyTooManyErrors)
 			return

@@ -6,7 +6,11 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 )
+
+// roomStep is how many octets of a file are written between two looks at the room that is left.
+const roomStep = 1 << 20
 
 // memoryBound is how much of a message is held in memory; the rest goes to a file.
 const memoryBound = 256 << 10
@@ -17,13 +21,34 @@ var memories = sync.Pool{New: func() any { b := make([]byte, 0, 16<<10); return 
 // a mail.Content. It must be released.
 type content struct {
 	dir   string
+	free  int64 // octets to be left free there
+	next  int64 // extra at which to look again
 	mem   *[]byte
 	file  *os.File
 	late  *bufio.Writer // to file
 	extra int64         // octets in file
 }
 
-func newContent(dir string) *content { return &content{dir: dir, mem: memories.Get().(*[]byte)} }
+// newContent makes an empty one. dir is where its file lies, on whose file system minFree octets are left free.
+func newContent(dir string, minFree int64) *content {
+	return &content{dir: dir, free: minFree, mem: memories.Get().(*[]byte)}
+}
+
+// room looks, now and then, whether there is enough for more in the file.
+func (c *content) room() error {
+	if c.extra < c.next {
+		return nil
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(int(c.file.Fd()), &st); err != nil {
+		return err
+	}
+	if int64(st.Bavail)*st.Bsize-roomStep < c.free {
+		return syscall.ENOSPC
+	}
+	c.next = c.extra + roomStep
+	return nil
+}
 
 // Write appends.
 func (c *content) Write(p []byte) (int, error) {
@@ -43,6 +68,9 @@ func (c *content) Write(p []byte) (int, error) {
 		if err := os.Remove(f.Name()); err != nil {
 			return room, err
 		}
+	}
+	if err := c.room(); err != nil {
+		return n - len(p), err
 	}
 	m, err := c.late.Write(p)
 	c.extra += int64(m)

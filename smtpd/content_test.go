@@ -16,7 +16,7 @@ func TestContentIsReadAsItWasWritten(t *testing.T) {
 		for i := range want {
 			want[i] = byte(rand.IntN(256))
 		}
-		c := newContent(dir)
+		c := newContent(dir, 0)
 		for rest := want; len(rest) > 0; {
 			n := min(len(rest), 1+rand.IntN(50000))
 			if m, err := c.Write(rest[:n]); m != n || err != nil {
@@ -47,7 +47,7 @@ func TestContentIsReadAsItWasWritten(t *testing.T) {
 }
 
 func TestContentWithoutADirectoryIsAnError(t *testing.T) {
-	c := newContent("/nonexistent")
+	c := newContent("/nonexistent", 0)
 	defer c.release()
 	if n, err := c.Write(make([]byte, memoryBound+1)); err == nil || n != memoryBound {
 		t.Fatal(n, err)

@@ -100,7 +100,7 @@ type delivery struct {
 }
 
 // deliver passes the message on, or spools it.
-func (c *conn) deliver(message mail.Content) outcome {
+func (c *conn) deliver(message mail.Content) (out outcome) {
 	now, later := c.tx.groups()
 	d := &delivery{conn: c, message: message}
 	if len(now) == 0 {
@@ -110,9 +110,8 @@ func (c *conn) deliver(message mail.Content) outcome {
 	defer cancel()
 	d.ctx = ctx
 	stop := c.watch(cancel)
-	out := d.inTurn(now, later)
-	out.gone = stop()
-	return out
+	defer func() { out.gone = stop() }() // also when what follows panics: the input is the session's again
+	return d.inTurn(now, later)
 }
 
 // inTurn tries the next hops until one has taken something.
@@ -133,7 +132,9 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 			return d.settle(d.spool(append(rest, g.paths...), away))
 		case errors.Is(err, relay.ErrNoAnswer):
 			d.drop()
-			return outcome{reply: dotReply(results), hop: hopOf(results)}
+			out := outcome{reply: dotReply(results), hop: hopOf(results)}
+			d.mayComeTwice(out, err, "the next hop may have taken it")
+			return out
 		case errors.As(err, &ours):
 			d.drop()
 			return outcome{reply: ours}
@@ -221,11 +222,15 @@ func (d *delivery) settle(out outcome) outcome {
 // torn: some recipients have the message and for others nothing is durable. The client must come again, and the first get it
 // twice.
 func (d *delivery) torn(out outcome, err error) outcome {
-	d.server.count.duplicates.Add(1)
-	d.log.Warn().Str("transaction", d.tx.id).Str("hop", out.hop).Err(err).Str("reason", "taken by one next hop, not spooled for the others").
-		Msg("mail.possible_duplicate")
+	d.mayComeTwice(out, err, "taken by one next hop, not spooled for the others")
 	out.reply, out.item = internal(err), ""
 	return out
+}
+
+// mayComeTwice counts and names a message that was perhaps taken, and whose client is told to come again.
+func (d *delivery) mayComeTwice(out outcome, err error, reason string) {
+	d.server.count.duplicates.Add(1)
+	d.log.Warn().Str("transaction", d.tx.id).Str("hop", out.hop).Err(err).Str("reason", reason).Msg("mail.possible_duplicate")
 }
 
 // report sends a DSN for recipients that were refused for good, while others were taken.

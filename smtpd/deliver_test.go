@@ -279,3 +279,47 @@ func TestTheWorstAnswerIsATemporaryOne(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestNoAnswerToTheDotIsAPossibleDuplicate(t *testing.T) {
+	for _, dot := range []string{"close", "nonsense"} {
+		h := newHop(t)
+		h.set("dot", dot)
+		g := newRig(t, snapshot("one.test", h.addr()), nil)
+		p := g.hello()
+		p.begin("x@one.test")
+		p.send("body\r\n.\r\n")
+		p.want("451")
+		if n := g.server.Stats().Duplicates; n != 1 || !strings.Contains(g.log.String(), "mail.possible_duplicate") {
+			t.Errorf("%s: counted %d; log:\n%s", dot, n, g.log.String())
+		}
+	}
+}
+
+func TestWhateverANextHopSaysWith2xxIsA250(t *testing.T) {
+	h := newHop(t)
+	h.set("dot", "252 2.5.0 taken, I think")
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	p := g.hello()
+	p.begin("x@one.test")
+	p.send("body\r\n.\r\n")
+	p.want("250 2.5.0 taken, I think")
+	if n := len(h.messages()); n != 1 {
+		t.Errorf("%d messages", n)
+	}
+}
+
+func TestASessionThatCloseLeavesBehindTheDotIsNamed(t *testing.T) {
+	h := newHop(t)
+	h.holdDot = make(chan struct{})
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	p := g.hello()
+	p.begin("x@one.test")
+	p.send("body\r\n.\r\n")
+	<-h.dotSeen
+	g.server.Close()
+	if log := g.log.String(); !strings.Contains(log, "mail.possible_duplicate") || g.server.Stats().Duplicates != 1 {
+		t.Errorf("the next hop may take it, the client was not answered, and nothing says so:\n%s", log)
+	}
+	close(h.holdDot)
+	waitFor(t, "the session has ended", func() bool { return g.server.Stats().Open == 0 })
+}

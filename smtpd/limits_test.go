@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -166,4 +167,36 @@ func TestServeEndsWithItsContextAndSessionsGoOn(t *testing.T) {
 	p.ask("NOOP", "250")
 	g.server.Close()
 	p.wantEnd()
+}
+
+func TestBodiesLeaveFreeWhatTheSpoolLeavesFree(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), func(o *Options) { o.MinFree = 1 << 60 })
+	p := g.hello()
+	p.begin("x@one.test")
+	p.send(strings.Repeat(strings.Repeat("x", 70)+"\r\n", 2*memoryBound/72) + ".\r\n")
+	p.want("452 4.3.1")
+	p.begin("x@one.test")
+	p.send("small\r\n.\r\n")
+	p.want("250")
+}
+
+func TestRecipientsPastTheLimitAreRefusedForNowAndCostNoSession(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, with(snapshot("one.test", h.addr()), "max_recipients", "100", "max_errors", "5"), nil)
+	p := g.hello()
+	p.ask("MAIL FROM:<a@sender.test>", "250")
+	for n := range 110 {
+		want := "250"
+		if n >= 100 {
+			want = "452 4.5.3" // RFC 5321 §4.5.3.1.10: the client sends what was taken, and the rest in another transaction
+		}
+		p.ask("RCPT TO:<x"+strconv.Itoa(n)+"@one.test>", want)
+	}
+	p.ask("DATA", "354")
+	p.send("x\r\n.\r\n")
+	p.want("250")
+	if m := h.messages(); len(m) != 1 || len(m[0].to) != 100 {
+		t.Errorf("%d messages", len(m))
+	}
 }

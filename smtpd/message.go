@@ -11,7 +11,7 @@ import (
 // gives false the session has ended.
 func (c *conn) readMessage() (*content, *mail.Reply, bool) {
 	v := &c.tx.settings
-	message := newContent(c.server.o.TempDir)
+	message := newContent(c.server.o.TempDir, c.server.o.MinFree)
 	start := time.Now()
 	if _, err := message.Write(c.appendReceived(nil, c.tx.id, start)); err != nil {
 		return message, replyInternal, false

@@ -32,6 +32,9 @@ type Options struct {
 	TLS *tls.Config
 	// TempDir is where bodies past 256 KiB lie, in files without a name; "" is the system's.
 	TempDir string
+	// MinFree is how many octets bodies leave free on TempDir's file system: 452 where there would be less. Without it one that
+	// never ends could take the room of what else lies there.
+	MinFree int64
 	Log     zerolog.Logger
 }
 
@@ -112,7 +115,13 @@ func (s *Server) Close() {
 	s.sessions.closeAll()
 	bound, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
-	_ = s.smtp.Shutdown(bound)
+	if !errors.Is(s.smtp.Shutdown(bound), context.DeadlineExceeded) {
+		return
+	}
+	for _, id := range s.sessions.left() {
+		s.count.duplicates.Add(1)
+		s.log.Warn().Str("session", id).Str("reason", "stopped while the next hop's answer was waited for").Msg("mail.possible_duplicate")
+	}
 }
 
 // errorLog takes what go-smtp has to say: panics of ours and errors of Accept.
@@ -234,6 +243,16 @@ func (r *registry) empty() <-chan struct{} {
 		r.drained = make(chan struct{})
 	}
 	return r.drained
+}
+
+// left gives the IDs of the sessions that have not ended.
+func (r *registry) left() (ids []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		ids = append(ids, c.id)
+	}
+	return ids
 }
 
 func (r *registry) closeAll() {

@@ -164,6 +164,7 @@ func (c *conn) finish(out outcome, size int64, start time.Time) error {
 	reply := withID(out.reply, cmp.Or(out.item, tx.id))
 	if out.reply.Positive() {
 		c.faults = tx.settings.MaxErrors
+		reply.Code = 250 // what a client and go-smtp expect; a next hop's 251 is as good
 	}
 	c.phase = phaseDot
 	if out.gone {

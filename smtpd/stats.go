@@ -28,7 +28,7 @@ type Stats struct {
 	Queued            uint64 `json:"queued"`    // of them, spooled as a whole
 	Rejected          uint64 `json:"rejected"`  // of them, answered 4xx or 5xx
 	RecipientsRefused uint64 `json:"recipients_refused"`
-	Duplicates        uint64 `json:"duplicates"` // possible ones: taken, and the client was gone before it knew
+	Duplicates        uint64 `json:"duplicates"` // possible ones: perhaps taken, and the client was gone before it knew, or told to come again
 	Gone              uint64 `json:"gone"`       // transactions dropped because the client was gone before the dot
 	Framing           uint64 `json:"framing"`    // sessions ended for what the client sent or for its silence
 	TLS               uint64 `json:"tls"`        // handshakes done

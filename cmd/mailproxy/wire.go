@@ -118,7 +118,7 @@ func (d *daemon) open() error {
 		}
 		d.smtpd = smtpd.New(smtpd.Options{
 			Hostname: d.local.Name, Rules: d.config.rules.Load, Relay: d.relay, Queue: d.queue, TLS: d.tls,
-			TempDir: tempDir(d.local), Log: d.log,
+			TempDir: tempDir(d.local), MinFree: spoolReserve, Log: d.log,
 		})
 	}
 	registry := prometheus.NewRegistry()
@@ -189,7 +189,7 @@ func (d *daemon) parts() []part {
 		part{"tunnel", d.tunnel.Run, short},
 		part{"cluster", d.node.Run, short},
 		part{"configuration", d.config.Run, short},
-		part{"queue", d.queue.Run, short},
+		part{"queue", d.runQueue, short},
 	)
 	if d.smtpd != nil {
 		all = append(all, part{"smtp", d.serveSMTP, drainBound + short})
@@ -212,6 +212,12 @@ func (d *daemon) serveSMTP(ctx context.Context) error {
 		d.log.Warn().Int64("bound_ms", drainBound.Milliseconds()).Msg("drain.cut")
 	}
 	return err
+}
+
+// runQueue makes attempts once it is known where mail goes: an attempt without that would only put it off, or fail for good.
+func (d *daemon) runQueue(ctx context.Context) error {
+	d.config.await(ctx)
+	return d.queue.Run(ctx)
 }
 
 func (d *daemon) serveWeb(ctx context.Context) error {
