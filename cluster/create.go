@@ -48,7 +48,7 @@ func (o *Operator) Create(ctx context.Context) (Created, error) {
 	clusterID := newClusterID()
 	old, err := tunnel.LoadIdentity(dir)
 	switch {
-	case err == nil && old.CID == cid && !o.joinBegun():
+	case err == nil && old.CID == cid && !o.joinBegun() && onlyOf(old):
 		clusterID = old.ClusterID // a create that was cut off
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return Created{}, fmt.Errorf("read identity: %w", err)
@@ -71,6 +71,17 @@ func (o *Operator) Create(ctx context.Context) (Created, error) {
 	}
 	o.endJoin()
 	return Created{clusterID, cid, row.Fingerprint}, nil
+}
+
+// onlyOf says whether an identity has never known another node. Else its cluster lives on elsewhere, and its name must not be given to
+// a second one: both would have an epoch 1.1.
+func onlyOf(id tunnel.Identity) bool {
+	for _, n := range id.Nodes {
+		if n.CID != id.CID {
+			return false
+		}
+	}
+	return len(id.Revoked) == 0
 }
 
 func (o *Operator) clusterExists(st db.State) error {

@@ -54,6 +54,24 @@ func TestCreateThatDiedBeforeItsRowGoesOn(t *testing.T) {
 	}
 }
 
+// The master's database is gone for good, its keys are there, and its slaves go on.
+func TestCreateOnTheKeysOfAClusterMakesAnotherCluster(t *testing.T) {
+	nodes := newCluster(t, 2)
+	n := newTestNode(t, "mx1")
+	if err := os.CopyFS(n.local.KeyDir(), os.DirFS(nodes[0].local.KeyDir())); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"node.key", "ca.key"} {
+		if err := os.Chmod(n.local.KeyDir()+"/"+f, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made, err := n.start().operator().Create(t.Context())
+	if err != nil || made.ClusterID == nodes[0].state().ClusterID {
+		t.Errorf("create: %+v, %v", made, err)
+	}
+}
+
 func TestJoinRefusals(t *testing.T) {
 	nodes := newCluster(t, 2)
 	master := nodes[0]

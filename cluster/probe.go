@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -184,5 +183,3 @@ func (n *Node) watchTunnel(ctx context.Context) error {
 	}
 	return ctx.Err()
 }
-
-func cidText(c config.CID) string { return strconv.Itoa(int(c)) }

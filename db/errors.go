@@ -73,6 +73,7 @@ var sqlErrors = map[string]error{
 	"MP007": ErrMoved,
 	"MP008": ErrOtherCluster,
 	"MP009": ErrExists,
+	"MP010": ErrAhead,
 	"53100": ErrDiskFull,
 }
 

@@ -1,10 +1,18 @@
 package db
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // KillListeners ends the connections that listen.
 func (d *DB) KillListeners(ctx context.Context) error {
 	_, err := d.pool.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND query = 'LISTEN mailproxy'`)
 	return err
+}
+
+// ListenOnce is Listen on one connection, with other times.
+func (d *DB) ListenOnce(ctx context.Context, wake func(), every, longest time.Duration) error {
+	return d.listenOnce(ctx, wake, every, longest)
 }

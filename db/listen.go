@@ -11,7 +11,7 @@ import (
 const (
 	listenBackOffMin = 100 * time.Millisecond
 	listenBackOffMax = 5 * time.Second
-	// listenCheck is how often a quiet connection is tried, and peers' long statements are looked for.
+	// listenCheck is how often the connection is tried, and peers' long statements are looked for, however many wake-ups come.
 	listenCheck = 20 * time.Second
 	// longestPeerStatement bounds what a peer may run here.
 	longestPeerStatement = 60 * time.Second
@@ -24,7 +24,7 @@ func (d *DB) Listen(ctx context.Context, wake func()) error {
 	warned := false
 	for {
 		started := time.Now()
-		err := d.listenOnce(ctx, wake)
+		err := d.listenOnce(ctx, wake, listenCheck, longestPeerStatement)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -46,8 +46,8 @@ func (d *DB) Listen(ctx context.Context, wake func()) error {
 	}
 }
 
-// listenOnce listens on one connection until that or ctx ends.
-func (d *DB) listenOnce(ctx context.Context, wake func()) error {
+// listenOnce listens on one connection until that or ctx ends. Every so often it ends what peers run for longer than they may.
+func (d *DB) listenOnce(ctx context.Context, wake func(), every, longest time.Duration) error {
 	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -57,8 +57,8 @@ func (d *DB) listenOnce(ctx context.Context, wake func()) error {
 		return err
 	}
 	wake()
-	for {
-		bounded, cancel := context.WithTimeout(ctx, listenCheck)
+	for next := time.Now().Add(every); ; {
+		bounded, cancel := context.WithDeadline(ctx, next)
 		_, err := conn.WaitForNotification(bounded)
 		cancel()
 		switch {
@@ -68,11 +68,14 @@ func (d *DB) listenOnce(ctx context.Context, wake func()) error {
 			return ctx.Err()
 		case !pgconn.Timeout(err):
 			return err
-		default:
-			if _, err := conn.Exec(ctx, "SELECT node.end_long($1)", longestPeerStatement); err != nil {
-				return err
-			}
 		}
+		if time.Now().Before(next) {
+			continue
+		}
+		if _, err := conn.Exec(ctx, "SELECT node.end_long($1)", longest); err != nil {
+			return err
+		}
+		next = time.Now().Add(every)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -67,6 +68,7 @@ func TestWhatPeersMayNotDo(t *testing.T) {
 		"SELECT lo_from_bytea(0, '')":                          "42501",
 		"SELECT pg_advisory_lock(1)":                           "42501",
 		"SELECT pg_try_advisory_xact_lock(1)":                  "42501",
+		"SELECT pg_logical_emit_message(false, '', 'x')":       "42501",
 		"SELECT pg_read_file('/etc/passwd')":                   "42501",
 		"DO $$ BEGIN END $$":                                   "42501",
 		"SELECT node.promise_self(9, 9)":                       "42501",
@@ -200,6 +202,86 @@ func TestLongStatementsOfPeersAreEnded(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("the statement came to its end")
 	}
+}
+
+// Anyone who may log in may NOTIFY, and commits do as well: wake-ups must not keep the limit from being looked at.
+func TestLongStatementsAreEndedUnderAFloodOfWakeUps(t *testing.T) {
+	c := cluster(t, 3)
+	push(t, c[0], c[1])
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	all.Go(func() { _ = c[1].ListenOnce(ctx, func() {}, 200*time.Millisecond, 50*time.Millisecond) })
+	noisy, err := pgx.Connect(ctx, c[1].dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all.Go(func() {
+		defer noisy.Close(context.Background())
+		for ctx.Err() == nil {
+			_, _ = noisy.Exec(ctx, "NOTIFY mailproxy")
+		}
+	})
+	bounded, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	if _, err := as(t, c[1], 3).Exec(bounded, "SELECT pg_sleep(600)"); err == nil || bounded.Err() != nil {
+		t.Errorf("it ran on: %v", err)
+	}
+}
+
+// A push that was left in the middle holds the lock that commits and promises wait for.
+func TestAPushThatIsLeftOpenIsEnded(t *testing.T) {
+	c := cluster(t, 2)
+	push(t, c[0], c[1])
+	s := as(t, c[1], 1)
+	for _, sql := range []string{"SET idle_in_transaction_session_timeout = 0", "BEGIN", "SELECT node.promise(1)"} {
+		if _, err := s.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for one[int64](t, c[1].dsn, "SELECT node.end_long('0.05 s')") == 0 {
+		if ctx.Err() != nil {
+			t.Fatal("nothing was found to end")
+		}
+	}
+	if _, err := c[1].Promise(ctx, config.Epoch{N: 2, Owner: 2}); err != nil {
+		t.Errorf("a promise after that: %v", err)
+	}
+}
+
+// All peers come at once when a node starts, and each makes its role.
+func TestFirstSessionsOfManyPeersAtOnce(t *testing.T) {
+	c := cluster(t, 1)
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+		var err error
+		for cid := config.CID(2); cid < 10; cid++ {
+			err = errors.Join(err, tx.PutNode(ctx, member(cid)))
+		}
+		return err
+	})
+	as(t, c[0], 9) // the database is a copy, and is hardened now
+	var all sync.WaitGroup
+	for cid := config.CID(2); cid < 9; cid++ {
+		for range 2 {
+			all.Go(func() {
+				conn, _, err := c[0].Backend(context.Background(), cid)
+				if err != nil {
+					t.Errorf("CID %d: %v", cid, err)
+					return
+				}
+				_ = conn.Close()
+			})
+		}
+	}
+	all.Go(func() {
+		if err := c[0].EnsurePeerRoles(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	all.Wait()
 }
 
 func TestOneRoleHasFewConnections(t *testing.T) {

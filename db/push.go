@@ -38,6 +38,9 @@ func (d *DB) Push(ctx context.Context, p *Peer, progress func(rows int64)) (Push
 	start := time.Now()
 	before := p.sent.written.Load()
 	stats, err := d.push(ctx, p, progress)
+	if errors.Is(mapError(err), ErrAhead) { // another push of ours came in between, or the peer is ahead and still is
+		stats, err = d.push(ctx, p, progress)
+	}
 	stats.Took = time.Since(start)
 	stats.Bytes = p.sent.written.Load() - before
 	if err != nil {

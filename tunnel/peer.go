@@ -58,6 +58,8 @@ type PeerState struct {
 	Dialler config.CID `json:"dialler,omitempty"`
 	// Err is why there is no connection, or what is wrong with the peer's sockets; empty for nothing.
 	Err string `json:"err,omitempty"`
+	// NotLetIn says that the peer answers and does not take this node for a member.
+	NotLetIn bool `json:"not_let_in,omitempty"`
 }
 
 func newPeer(n config.Node) *peer {
@@ -98,7 +100,7 @@ func (t *Tunnel) Peers() []PeerState {
 		if s := p.bestLocked(); s != nil {
 			st.Connected, st.Dialler = true, s.dialler
 		} else if p.err != nil {
-			st.Err = p.err.Error()
+			st.Err, st.NotLetIn = p.err.Error(), errors.Is(p.err, errNotLetIn)
 		}
 		for _, s := range p.sessions {
 			if why := s.reason(); why != nil && !st.Connected {

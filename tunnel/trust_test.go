@@ -399,7 +399,8 @@ func TestADeletedNodeLearnsThatItIsNotLetIn(t *testing.T) {
 	_, nodes, s := cluster(t, 2)
 	nodes[0].Reload(without(s, 2))
 	eventually(t, "node 2 says why", 5*time.Second, func() bool {
-		return strings.Contains(nodes[1].state(1).Err, errNotLetIn.Error())
+		st := nodes[1].state(1)
+		return strings.Contains(st.Err, errNotLetIn.Error()) && st.NotLetIn
 	})
 }
 

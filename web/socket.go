@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 )
 
 // ListenControl opens the control socket, 0600 from its first moment, in the place of one that a daemon left behind. Whoever
@@ -18,7 +19,7 @@ func ListenControl(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open control socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false) // it would remove the name that it was made under
-	if err = os.Chmod(fresh, 0o600); err == nil {
+	if err = protect(fresh); err == nil {
 		err = os.Rename(fresh, path)
 	}
 	if err != nil {
@@ -27,6 +28,16 @@ func ListenControl(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open control socket: %w", err)
 	}
 	return &socket{l, path}, nil
+}
+
+// protect gives the socket its mode. We may be root, and its directory the daemon's: what a link there leads to is left alone.
+func protect(path string) error {
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.Chmod(filepath.Base(path), 0o600)
 }
 
 // socket removes its file when it is closed.

@@ -395,3 +395,37 @@ func TestMetricsAreNamedAsPrometheusWants(t *testing.T) {
 		t.Errorf("%v, %v", problems, err)
 	}
 }
+
+// The daemon that root starts has given the directory away; whoever can write there must not reach another file's mode by it.
+func TestTheControlSocketsModeGoesToNoOtherFile(t *testing.T) {
+	dir := t.TempDir()
+	run, outside := filepath.Join(dir, "r"), filepath.Join(dir, "outside")
+	if err := errors.Join(os.Mkdir(run, 0o755), os.WriteFile(outside, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(run, "c")
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		link := filepath.Join(run, "link")
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				_ = os.Symlink(outside, link)
+				_ = os.Rename(link, path+".new")
+			}
+		}
+	}()
+	for range 3000 {
+		if l, err := ListenControl(path); err == nil {
+			_ = l.Close()
+		}
+	}
+	close(end)
+	<-ended
+	if info, err := os.Stat(outside); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("the file outside: %v, %v", info.Mode(), err)
+	}
+}

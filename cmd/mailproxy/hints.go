@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"mailproxy/db"
 	"mailproxy/web"
 )
 
@@ -22,6 +23,8 @@ func hint(err error) string {
 		return `"mailproxy queue list" shows what there is`
 	case errors.Is(err, errNoDatabase):
 		return `is the daemon running? "pmgcm status" says what is wrong`
+	case errors.Is(err, db.ErrDiskFull):
+		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
 	case errors.Is(err, fs.ErrPermission):
 		return "run it as root"
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"mailproxy/config"
 )
 
@@ -42,6 +44,80 @@ func TestTheLockIsForOneAndGoesWithItsHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = second.Close()
+}
+
+// The directory is the daemon's, and root takes the lock.
+func TestTheLockLeadsToNoOtherFile(t *testing.T) {
+	dir := t.TempDir()
+	other, file := filepath.Join(dir, "other"), filepath.Join(dir, "lock")
+	if err := os.WriteFile(other, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, plant := range map[string]func() error{
+		"a link":        func() error { return os.Symlink(other, file) },
+		"a second name": func() error { return os.Link(other, file) },
+		"a pipe":        func() error { return syscall.Mkfifo(file, 0o600) },
+	} {
+		if err := plant(); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := takeLock(file); err == nil {
+			t.Errorf("%s was taken", name)
+			_ = f.Close()
+		}
+		if b, err := os.ReadFile(other); err != nil || string(b) != "precious" {
+			t.Errorf("%s: the other file has %q, %v", name, b, err)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What root walks through may be changed under it by the directory's owner.
+func TestADirectoryThatBecomesALinkLeadsRootNowhere(t *testing.T) {
+	dir := shortDir(t)
+	l := &config.Local{StateDir: filepath.Join(dir, "s"), RunDir: filepath.Join(dir, "r"), User: "nobody"}
+	inside, outside, link := filepath.Join(l.SpoolDir(), "d"), filepath.Join(dir, "outside"), filepath.Join(l.SpoolDir(), "link")
+	for _, d := range []string{inside, outside} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d, "f"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(outside, link); err != nil {
+		t.Fatal(err)
+	}
+	who, err := daemonAccount(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, inside, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	for range 3000 {
+		_ = prepareDirs(l, who) // an error for what changed meanwhile is fine
+	}
+	close(end)
+	<-ended
+	info, err := os.Stat(filepath.Join(outside, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		t.Errorf("the file outside belongs to %d", uid)
+	}
 }
 
 func TestRootGivesTheDaemonItsFilesAndNothingElse(t *testing.T) {

@@ -120,20 +120,22 @@ func TestASecondDaemonIsRefusedAndAPortInUseIsNamed(t *testing.T) {
 var damages = []struct {
 	name string
 	do   func(n *testNode) error
+	// later: the daemon that is running does not meet it, only the next one.
+	later bool
 }{
 	{"its data directory is moved away", func(n *testNode) error {
 		return os.Rename(n.local.PostgresDataDir(), n.local.PostgresDataDir()+".away")
-	}},
+	}, false},
 	{"its data directory is broken", func(n *testNode) error {
 		return os.WriteFile(filepath.Join(n.local.PostgresDataDir(), "global", "pg_control"), []byte("broken"), 0o600)
-	}},
+	}, false},
 	{"its programs are gone", func(n *testNode) error {
 		text, err := os.ReadFile(n.file)
 		if err != nil {
 			return err
 		}
 		return os.WriteFile(n.file, []byte(strings.Replace(string(text), "#bin = \"/usr/lib/postgresql/15/bin\"", "bin = \"/nonexistent\"", 1)), 0o640)
-	}},
+	}, true},
 }
 
 func TestMailFlowsWithoutPostgreSQLAlsoAfterARestart(t *testing.T) {
@@ -154,11 +156,15 @@ func TestMailFlowsWithoutPostgreSQLAlsoAfterARestart(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			n.answersWithoutDatabase(2)
+			queued := 1
+			if !damage.later {
+				queued++
+				n.answersWithoutDatabase(queued)
+			}
 			n.signal(syscall.SIGTERM)
 			n.wait()
 			n.start()
-			n.answersWithoutDatabase(3)
+			n.answersWithoutDatabase(queued + 1)
 			n.stop()
 		})
 	}
@@ -433,4 +439,36 @@ func TestANodeRunsOnAnyPostgreSQLByDSN(t *testing.T) {
 	n.stop()
 	server.waitHealthy() // only its own
 	server.stop()
+}
+
+func TestAMemberWhoseDatabaseWasMadeAnewRefusesNoMailForGood(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.waitHealthy()
+	if out, errs, code := n.run("pmgcm", "create"); code != 0 {
+		t.Fatalf("pmgcm create: %d %s%s", code, out, errs)
+	}
+	n.must("domain", "add", "example.test", "--to", freePort(t))
+	eventually(t, func() error { return n.tryMail("to@example.test") })
+	n.stop()
+	for _, path := range []string{n.local.PostgresDataDir(), n.local.PostgresDataDir() + ".made"} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.start()
+	eventually(t, func() error { // the new database was read
+		h, err := n.health()
+		if err == nil && !strings.Contains(fmt.Sprintf("%+v", h), errEmptied.Error()) {
+			err = fmt.Errorf("health: %+v", h)
+		}
+		return err
+	})
+	if err := n.tryMail("to@example.test"); err != nil {
+		t.Errorf("mail: %v", err)
+	}
+	if s := fmt.Sprint(n.status()["problems"]); !strings.Contains(s, "join-cmd") {
+		t.Errorf("problems: %s", s)
+	}
+	n.stop()
 }

@@ -11,11 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// takeLock makes this process the one daemon of a node. The lock goes with the process, however it ends; the file stays.
+// takeLock makes this process the one daemon of a node. The lock goes with the process, however it ends; the file stays. We may be
+// root, and the directory the daemon's: a link there must not lead us to another file.
 func takeLock(file string) (*os.File, error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("take the node's lock: %w", err)
+	}
+	var info unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &info); err != nil || info.Mode&unix.S_IFMT != unix.S_IFREG || info.Nlink != 1 {
+		_ = f.Close()
+		return nil, fmt.Errorf("take the node's lock: %s is not a file of its own", file)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		pid, _ := io.ReadAll(io.LimitReader(f, 32))

@@ -72,57 +72,68 @@ func (a *account) become() error {
 // prepareDirs makes the node's directories, and the account's own what root made there before. The database is left alone: its
 // owner is checked by PostgreSQL itself.
 func prepareDirs(l *config.Local, a *account) error {
-	for _, d := range []struct {
-		path string
-		mode fs.FileMode
-	}{
-		{l.StateDir, 0o755}, {l.RunDir, 0o755}, {l.SpoolDir(), 0o700}, {l.KeyDir(), 0o700}, {tlsDir(l), 0o700},
-		{tempDir(l), 0o700},
-	} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
+	for _, dir := range []string{l.StateDir, l.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
-		if err := a.own(d.path, d.path == l.SpoolDir() || d.path == l.KeyDir() || d.path == tlsDir(l)); err != nil {
+		if err := a.give(dir); err != nil {
+			return err
+		}
+	}
+	state, err := os.OpenRoot(l.StateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = state.Close() }()
+	for _, d := range []struct {
+		path string
+		all  bool // with what is in it
+	}{{l.SpoolDir(), true}, {l.KeyDir(), true}, {tlsDir(l), true}, {tempDir(l), false}} {
+		if err := os.MkdirAll(d.path, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		if err := a.own(state, filepath.Base(d.path), d.all); err != nil {
 			return fmt.Errorf("give %s to %s: %w", d.path, a.name, err)
 		}
 	}
 	for _, file := range []string{l.LockFile(), l.SnapshotFile()} {
-		if err := a.own(file, false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := a.own(state, filepath.Base(file), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("give %s to %s: %w", file, a.name, err)
 		}
 	}
 	return checkWritable(l, a)
 }
 
-// own gives path, and with all what is below it, to the account. Whoever can write there must not get more by it than what is
-// there: links are not followed, and files with a second name are left alone.
-func (a *account) own(path string, all bool) error {
+// own gives a name in a directory, and with all what is below it, to the account. Whoever can write there must not get more by it
+// than what is there, also by changing it under us: links are not followed, none leads out of the directory, and files with a second
+// name are left alone.
+func (a *account) own(dir *os.Root, name string, all bool) error {
 	if a == nil {
 		return nil
 	}
-	give := func(path string, info fs.FileInfo) error {
+	give := func(path string) error {
+		info, err := dir.Lstat(path)
+		if err != nil {
+			return err
+		}
 		s, ok := info.Sys().(*syscall.Stat_t)
 		if !ok || int(s.Uid) == a.uid || !info.IsDir() && (!info.Mode().IsRegular() || s.Nlink > 1) {
 			return nil
 		}
-		return os.Lchown(path, a.uid, a.gid)
+		return dir.Lchown(path, a.uid, a.gid)
 	}
-	if !all {
-		info, err := os.Lstat(path)
-		if err != nil {
-			return err
-		}
-		return give(path, info)
+	info, err := dir.Lstat(name)
+	if err != nil {
+		return err
 	}
-	return filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+	if !all || !info.IsDir() {
+		return give(name)
+	}
+	return fs.WalkDir(dir.FS(), name, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		return give(path, info)
+		return give(path)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,9 @@ const (
 	// retryFirst and retryMost bound the pause before the database is tried again.
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 5 * time.Second
+	// fileGrace is how long the file's configuration is held back from the queue: it may be older than what was in force when the
+	// daemon was killed, and not know a domain whose mail is queued.
+	fileGrace = 5 * time.Second
 )
 
 // A configuration is what is in force here. Its walk:
@@ -48,6 +52,8 @@ type configuration struct {
 	// loaded is the newest snapshot that was read, also where it did not compile: members must not hang on that.
 	loaded atomic.Pointer[config.Snapshot]
 
+	settled chan struct{} // closed when rules are those of the database, for the first time
+	settle  sync.Once
 	dirty   chan struct{} // capacity 1: read the configuration again
 	unsaved chan struct{} // capacity 1: the file is behind
 
@@ -61,7 +67,8 @@ type configuration struct {
 }
 
 func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
-	return &configuration{file: file, db: d, log: log, dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1),
+	return &configuration{file: file, db: d, log: log, settled: make(chan struct{}),
+		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1),
 		databaseErr: errors.New("not read yet")}
 }
 
@@ -164,8 +171,37 @@ func (c *configuration) setDatabaseErr(err error) (same bool) {
 	return (before == nil) == (err == nil) && (err == nil || before.Error() == err.Error())
 }
 
+// await waits until mail can be routed: by what the database says, or, where that is long in coming, by the file.
+func (c *configuration) await(ctx context.Context) {
+	grace := time.NewTimer(fileGrace)
+	defer grace.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.settled:
+			return
+		case <-grace.C:
+			if c.rules.Load() != nil {
+				return
+			}
+			grace.Reset(fileGrace)
+		}
+	}
+}
+
 // reload reads the configuration and puts it in force.
 func (c *configuration) reload(ctx context.Context) {
+	c.reread(ctx)
+	c.mu.Lock()
+	read := c.databaseErr == nil
+	c.mu.Unlock()
+	if read && c.rules.Load() != nil {
+		c.settle.Do(func() { close(c.settled) })
+	}
+}
+
+func (c *configuration) reread(ctx context.Context) {
 	loadCtx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	s, err := c.db.Load(loadCtx)
@@ -177,6 +213,9 @@ func (c *configuration) reload(ctx context.Context) {
 		if !same {
 			c.log.Warn().Err(err).Msg("db.away")
 		}
+		return
+	}
+	if c.emptied(s) {
 		return
 	}
 	before := c.loaded.Swap(s)
@@ -206,6 +245,25 @@ func (c *configuration) reload(ctx context.Context) {
 	case c.unsaved <- struct{}{}:
 	default:
 	}
+}
+
+// errEmptied is a database that was made anew on a member: by its empty configuration all mail would be refused for good.
+var errEmptied = errors.New("the database is of no cluster, and this node was in one")
+
+// emptied says whether the snapshot is of such a database; then what there was stays in force, until the node has joined again.
+func (c *configuration) emptied(s *config.Snapshot) bool {
+	was := c.loaded.Load()
+	empty := was != nil && was.ClusterID != "" && s.ClusterID == ""
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch known := errors.Is(c.refused, errEmptied); {
+	case empty && !known:
+		c.refused = errEmptied
+		c.log.Error().Err(errEmptied).Msg("config.refused")
+	case known && !empty:
+		c.refused = nil
+	}
+	return empty
 }
 
 // tried says whether the newest snapshot is in force, or refused.
@@ -240,11 +298,13 @@ func (c *configuration) saver(ctx context.Context) {
 			return
 		case <-c.unsaved:
 		}
-		delay := time.NewTimer(saveDelay)
-		select {
-		case <-ctx.Done():
-			delay.Stop()
-		case <-delay.C:
+		if _, err := os.Stat(c.file); err == nil { // the first file is made at once: without one no mail is taken
+			delay := time.NewTimer(saveDelay)
+			select {
+			case <-ctx.Done():
+				delay.Stop()
+			case <-delay.C:
+			}
 		}
 		c.save()
 	}
@@ -264,7 +324,11 @@ func (c *configuration) problems() []cluster.Problem {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var all []cluster.Problem
-	if c.refused != nil {
+	switch {
+	case errors.Is(c.refused, errEmptied):
+		all = append(all, cluster.Problem{What: c.refused.Error() + "; the configuration from before stays in force",
+			Remedy: "run what `pmgcm join-cmd` on the master prints; or, to go on as a single node, stop the daemon, remove " + c.file + " and start it"})
+	case c.refused != nil:
 		all = append(all, cluster.Problem{What: c.refused.Error() + "; the one before stays in force",
 			Remedy: `on the master: "mailproxy config show", then correct it with "mailproxy config apply"`})
 	}

@@ -44,6 +44,7 @@ const patience = 60 * time.Second
 //	on NAME            let the following commands be this node's (MAILPROXY_CONFIG)
 //	stop NAME          end the daemon; start NAME starts it again
 //	drift NAME SQL     run SQL on the node's database with all triggers off
+//	sql NAME SQL       run SQL on the node's database
 //	eventually CMD...  run a command until it succeeds
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txtar")
@@ -62,7 +63,7 @@ func TestScripts(t *testing.T) {
 				},
 				Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 					"node": lab.node, "nodefile": lab.nodefile, "on": lab.on, "stop": lab.stop, "start": lab.start, "drift": lab.drift,
-					"eventually": eventually,
+					"sql": lab.sql, "eventually": eventually,
 				},
 			})
 		})
@@ -172,12 +173,18 @@ func (l *lab) on(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("MAILPROXY_CONFIG", l.find(ts, args).file)
 }
 
-func (l *lab) drift(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) != 2 {
-		ts.Fatalf("drift NAME SQL")
+func (l *lab) drift(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 2 {
+		args[1] = "SET session_replication_role = replica; " + args[1]
 	}
-	n := l.find(ts, args[:1])
-	ts.Check(ts.Exec("psql", "-q", "-v", "ON_ERROR_STOP=1", n.dsn, "-c", "SET session_replication_role = replica; "+args[1]))
+	l.sql(ts, neg, args)
+}
+
+func (l *lab) sql(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("want NAME SQL")
+	}
+	ts.Check(ts.Exec("psql", "-q", "-v", "ON_ERROR_STOP=1", l.find(ts, args[:1]).dsn, "-c", args[1]))
 }
 
 func eventually(ts *testscript.TestScript, _ bool, args []string) {

@@ -121,7 +121,8 @@ END $$;
 -- +goose StatementEnd
 
 -- attach_record writes the trigger that puts a statement's changes into config.change. Rows that an UPDATE left as they were
--- are none; where it changed a key, that is a delete and an insert.
+-- are none; where it changed a key, that is a delete and an insert. Rows are compared byte by byte (*<>), as the digest does: 1.0
+-- and 1.00 are equal and yet two. The settings make one text of a key, whatever the session says.
 -- The names of rows end in _, since a column of the same name would win.
 -- +goose StatementBegin
 CREATE FUNCTION node.attach_record(t text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -133,7 +134,8 @@ DECLARE
         SELECT p.serial, p.epoch_n, p.epoch_owner, last + row_number() OVER (), %L, %s, %s, %s, %s FROM %s;';
 BEGIN
     EXECUTE format($q$CREATE OR REPLACE FUNCTION node.%1$I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-        SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $f$
+        SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC' SET extra_float_digits = 1
+        SET bytea_output = 'hex' SET intervalstyle = 'postgres' AS $f$
         DECLARE p node.position; last bigint; changed boolean;
         BEGIN
             IF node.applying() THEN
@@ -146,7 +148,7 @@ BEGIN
             ELSIF TG_OP = 'TRUNCATE' THEN
                 changed := EXISTS (SELECT FROM config.%2$I);
             ELSE
-                changed := EXISTS (SELECT FROM old_rows old_ FULL JOIN new_rows new_ ON %3$s WHERE old_ IS DISTINCT FROM new_);
+                changed := EXISTS (SELECT FROM old_rows old_ FULL JOIN new_rows new_ ON %3$s WHERE (old_ *<> new_) IS NOT FALSE);
             END IF;
             IF NOT changed THEN
                 RETURN NULL;
@@ -177,7 +179,7 @@ BEGIN
             (SELECT FROM new_rows new_ WHERE %s)', (SELECT string_agg(format('old_.%1$I = new_.%1$I', k), ' AND ') FROM unnest(keys) k))),
         format(add, t, format('CASE WHEN old_.%I IS NULL THEN ''insert'' ELSE ''update'' END', keys[1]), format(keyof, 'new_'),
             format('CASE WHEN old_.%I IS NOT NULL THEN %s END', keys[1], format(image, 'old_')), format(image, 'new_'),
-            format('new_rows new_ LEFT JOIN old_rows old_ ON %s WHERE old_ IS DISTINCT FROM new_',
+            format('new_rows new_ LEFT JOIN old_rows old_ ON %s WHERE (old_ *<> new_) IS NOT FALSE',
                 (SELECT string_agg(format('old_.%1$I = new_.%1$I', k), ' AND ') FROM unnest(keys) k))));
     PERFORM node.attach_trigger(t, 'c_record', 'record_' || t);
     EXECUTE format('CREATE OR REPLACE TRIGGER c_record_truncate BEFORE TRUNCATE ON config.%I

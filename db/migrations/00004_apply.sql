@@ -16,7 +16,7 @@ DECLARE q text; t text; upto bigint := (SELECT serial FROM node.position);
 BEGIN
     q := format('SELECT ''history'', ''u'', to_jsonb(row_) FROM config.history row_ WHERE serial > %1$s AND serial <= %2$s
         UNION ALL SELECT ''change'', ''u'', to_jsonb(row_) FROM config.change row_ WHERE serial > %1$s AND serial <= %2$s', after_serial, upto);
-    FOR t IN SELECT DISTINCT tab FROM config.change WHERE serial > after_serial AND serial <= upto LOOP
+    FOR t IN SELECT DISTINCT tab FROM config.change WHERE serial > after_serial AND serial <= upto AND tab IN (SELECT node.tables()) LOOP
         q := q || format(' UNION ALL SELECT %1$L, CASE WHEN row_.%4$I IS NULL THEN ''d'' ELSE ''u'' END, coalesce(to_jsonb(row_), k.key)
             FROM (SELECT DISTINCT key FROM config.change WHERE serial > %2$s AND serial <= %5$s AND tab = %1$L) k
             CROSS JOIN LATERAL jsonb_populate_record(NULL::config.%1$I, k.key) r LEFT JOIN config.%1$I row_ ON %3$s', t, after_serial,
@@ -145,7 +145,7 @@ DECLARE
     cols text[] := node.columns(t);
     match text := (SELECT string_agg(format('t.%1$I = r.%1$I', k), ' AND ') FROM unnest(keys) k);
     staged text := format('pg_temp.staging s CROSS JOIN LATERAL jsonb_populate_record(NULL::config.%1$I, s.row) r WHERE s.tab = %1$L', t);
-    sets text := (SELECT string_agg(format('%1$I = excluded.%1$I', c), ', ') FROM unnest(cols) c WHERE c <> ALL (keys));
+    sets text := (SELECT string_agg(format('%1$I = excluded.%1$I', c), ', ') FROM unnest(cols) c); -- an equal key may read otherwise
     names text := (SELECT string_agg(quote_ident(c), ', ') FROM unnest(cols) c);
     total bigint; m bigint;
 BEGIN
@@ -157,12 +157,9 @@ BEGIN
         EXECUTE format('DELETE FROM config.%I t USING %s AND s.op = ''d'' AND %s', t, staged, match);
     END IF;
     GET DIAGNOSTICS total = ROW_COUNT;
-    EXECUTE format('INSERT INTO config.%I AS t (%s) SELECT %s FROM %s AND s.op = ''u'' ON CONFLICT (%s) DO %s', t, names,
-        (SELECT string_agg(format('r.%I', c), ', ') FROM unnest(cols) c), staged,
-        (SELECT string_agg(quote_ident(k), ', ') FROM unnest(keys) k),
-        CASE WHEN sets IS NULL THEN 'NOTHING' ELSE format('UPDATE SET %s WHERE (%s) IS DISTINCT FROM (%s)', sets,
-            (SELECT string_agg(format('t.%I', c), ', ') FROM unnest(cols) c WHERE c <> ALL (keys)),
-            (SELECT string_agg(format('excluded.%I', c), ', ') FROM unnest(cols) c WHERE c <> ALL (keys))) END);
+    EXECUTE format('INSERT INTO config.%I AS t (%s) SELECT %s FROM %s AND s.op = ''u'' ON CONFLICT (%s) DO UPDATE SET %s WHERE t *<> excluded',
+        t, names, (SELECT string_agg(format('r.%I', c), ', ') FROM unnest(cols) c), staged,
+        (SELECT string_agg(quote_ident(k), ', ') FROM unnest(keys) k), sets);
     GET DIAGNOSTICS m = ROW_COUNT;
     RETURN total + m;
 END $$;

@@ -163,7 +163,8 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- push applies what the caller has put into the staging table in this transaction.
+-- push applies what the caller has put into the staging table in this transaction. Within an epoch it never takes a serial back: of
+-- two pushes at once, the one with the older rows may come last.
 -- +goose StatementBegin
 CREATE FUNCTION node.push(to_n bigint, cluster text, to_serial bigint, to_digest bytea, whole text[], OUT journalled bigint, OUT touched bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -171,13 +172,16 @@ DECLARE who integer;
 BEGIN
     PERFORM FROM node.position FOR UPDATE;
     who := node.may_push(to_n, cluster);
+    IF EXISTS (SELECT FROM node.position p WHERE (p.epoch_n, p.epoch_owner) = (to_n, who) AND p.serial > to_serial) THEN
+        RAISE EXCEPTION 'this node is past %.%/%', to_n, who, to_serial USING ERRCODE = 'MP010';
+    END IF;
     SELECT a.journalled, a.touched INTO journalled, touched
         FROM node.apply_staged(to_n, who, to_serial, to_digest, whole, to_n, who) a;
 END $$;
 -- +goose StatementEnd
 
--- adopt is push that a node asks for: one that promotes itself takes the newest position that its voters know, under its own promise;
--- a slave takes its master's again.
+-- adopt is push that a node asks for: one that promotes itself takes the newest position that its voters know, under its own promise
+-- and before it has begun that epoch; a slave takes its master's again.
 -- +goose StatementBegin
 CREATE FUNCTION node.adopt(to_n bigint, to_owner integer, to_serial bigint, to_digest bytea, OUT journalled bigint, OUT touched bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -185,6 +189,7 @@ DECLARE p node.position;
 BEGIN
     SELECT * INTO STRICT p FROM node.position FOR UPDATE;
     IF NOT (p.promised_owner = p.cid AND (p.promised_n, p.promised_owner) > (to_n, to_owner)
+                AND (p.promised_n, p.promised_owner) > (p.epoch_n, p.epoch_owner)
             OR p.promised_owner <> p.cid AND (p.promised_n, p.promised_owner) = (to_n, to_owner)) THEN
         RAISE EXCEPTION 'epoch %.% is promised', p.promised_n, p.promised_owner
             USING ERRCODE = 'MP002', DETAIL = p.promised_owner::text;

@@ -16,7 +16,9 @@ CREATE FUNCTION node.ensure_role(kind text, cid integer) RETURNS text LANGUAGE p
 DECLARE r text := node.role(kind, cid);
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r) THEN
-        PERFORM node.harden_database();
+        IF has_database_privilege('public', current_database(), 'TEMPORARY') THEN -- a copy; two that did it at once would fail
+            PERFORM node.harden_database();
+        END IF;
         BEGIN
             EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 8 IN ROLE %I',
                 r, 'mailproxy_' || kind);
@@ -71,11 +73,14 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- end_long ends statements of peers that run longer than they may: a session can take its own statement_timeout away.
+-- end_long ends statements of peers that run longer than they may, and pushes that hold a transaction open and do nothing: a session
+-- can take its own time limits away.
 -- +goose StatementBegin
 CREATE FUNCTION node.end_long(longest interval) RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND usename ~ '^peer_[0-9]+' AND state <> 'idle' AND clock_timestamp() - query_start > longest
+    WHERE datname = current_database() AND (
+        usename ~ '^peer_[0-9]+' AND state <> 'idle' AND clock_timestamp() - query_start > longest
+        OR usename ~ '^push_[0-9]+' AND state LIKE 'idle in transaction%' AND clock_timestamp() - state_change > longest)
 $$;
 -- +goose StatementEnd
 
@@ -98,7 +103,7 @@ BEGIN
     REVOKE ALL ON SCHEMA public FROM PUBLIC;
     REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC;
     FOR f IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
-        AND proname ~ '^(lo_|loread|lowrite|pg_(try_)?advisory_)' LOOP
+        AND proname ~ '^(lo_|loread|lowrite|pg_(try_)?advisory_|pg_logical_emit_message)' LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
     RETURN true;

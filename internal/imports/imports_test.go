@@ -43,6 +43,7 @@ func rules() map[string]rule {
 		"internal/cliargs": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
 		"internal/testbin": {},
+		"test/e2e":         {tests: []string{"config", "web", "internal/testbin"}},
 		"test/bench":       {ours: []string{"config", "db"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }

@@ -66,10 +66,11 @@ class Demo:
         for node in self.nodes:
             node.serve()
         for node in self.nodes:
-            wait_for(node.listens, f"{node.name} answers on port {Node.SMTP}")
-        say(f"  all three listen after {time.monotonic() - started:.2f} s")
+            wait_for(node.greeting, f"{node.name} answers on port {Node.SMTP}")  # 421 until it has a configuration
+        say(f"  all three answer after {time.monotonic() - started:.2f} s")
         for node in self.nodes:
             wait_for(node.healthy, f"{node.name} is healthy, its PostgreSQL initialised")
+            wait_for(node.takes_mail, f"{node.name} takes mail")
         check(True, f"three daemons healthy, PostgreSQL initialised and migrated, after {time.monotonic() - started:.1f} s")
         self.mx1.run(f"curl -sS http://{self.mx1.ip}:{Node.WEB}/health")
         say()
@@ -206,7 +207,7 @@ class Demo:
         open_then = EACH - len(of_victim())
         check(0 < open_then < EACH, f"{victim.name} killed while it drained: {open_then} of its {EACH} messages had not arrived")
         victim.serve()
-        wait_for(victim.listens, f"{victim.name} is back")
+        wait_for(victim.takes_mail, f"{victim.name} is back")
         victim.run("mailproxy queue flush")
 
         def missing():
@@ -282,7 +283,7 @@ class Demo:
         self.domain_reaches("second.test", new, [third])
         old.serve()
         started = time.monotonic()
-        wait_for(old.listens, f"{old.name} is back")
+        wait_for(old.takes_mail, f"{old.name} is back")
         self.send_one(old, "old-master-is-back")
         self.all_in_sync(new)
         say(f"  {time.monotonic() - started:.1f} s after the old master was started")

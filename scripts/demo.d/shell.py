@@ -135,15 +135,18 @@ class Node:
     def serve(self):
         self.process = self.shell.start("mailproxy serve", self.log)
 
-    def listens(self):
-        """Whether SMTP answers; a daemon that has ended is a failure."""
+    def greeting(self):
+        """The code of SMTP's greeting, or None; a daemon that has ended is a failure."""
         if self.process.poll() is not None:
             raise Failed(f"{self.name}: mailproxy serve ended with exit code {self.process.returncode}")
         try:
             with socket.create_connection((self.ip, self.SMTP), 1) as s:
-                return s.recv(4).startswith(b"220")
+                return s.recv(3)
         except OSError:
-            return False
+            return None
+
+    def takes_mail(self):
+        return self.greeting() == b"220"
 
     def healthy(self):
         """Whether every check of /health is fine, that of the database too, which does not turn it to 503."""
