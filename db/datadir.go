@@ -55,8 +55,8 @@ func (i *Instance) programs(version string) (string, error) {
 	if err == nil && strconv.Itoa(found) == version {
 		return bin, nil
 	}
-	return "", fmt.Errorf("%w for %s, which is of version %s: install postgresql-%s; or, on a slave, move the directory and %s away and be "+
-		"pushed to anew; or, on the master, run pg_upgrade", ErrNoPostgres, i.o.DataDir, version, version, i.madeFile())
+	return "", fmt.Errorf("%w for %s, which is of version %s: install postgresql-%s; or, on a slave, move the directory and %s away and "+
+		"run pmgcm join again; or, on the master, run pg_upgrade", ErrNoPostgres, i.o.DataDir, version, version, i.madeFile())
 }
 
 // madeFile says that the data directory was made once: one that is missing now was moved away, and is not made again as an empty one.

@@ -69,11 +69,28 @@ func (i *Instance) dsn(database string) string {
 	return fmt.Sprintf("host='%s' port=5432 user=mailproxy dbname=%s sslmode=disable", quoted, database)
 }
 
-// Problem says what is wrong and what to do, or "" while the server answers.
+// Problem says what is wrong and what to do, or "" while the server answers and has room.
 func (i *Instance) Problem() string {
+	p := i.lastProblem()
+	if !i.diskFull() {
+		return p
+	}
+	if p == "" {
+		p = "PostgreSQL runs, and cannot write"
+	}
+	return fmt.Sprintf("the disk of %s is full; make room, it goes on by itself (%s)", i.o.DataDir, p)
+}
+
+func (i *Instance) lastProblem() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.problem
+}
+
+// diskFull says whether there is less room than a server needs.
+func (i *Instance) diskFull() bool {
+	var fs syscall.Statfs_t
+	return syscall.Statfs(i.o.DataDir, &fs) == nil && int64(fs.Bavail)*fs.Bsize < minFree
 }
 
 func (i *Instance) setProblem(err error) {
@@ -99,7 +116,7 @@ func (i *Instance) Run(ctx context.Context, ready func(dsn string)) error {
 		if time.Since(started) > steadyAfter {
 			wait = startBackOffMin
 		}
-		if before := i.Problem(); err.Error() != before {
+		if before := i.lastProblem(); err.Error() != before {
 			i.o.Log.Warn().Err(err).Dur("again_ms", wait).Msg("postgres.down")
 		}
 		i.setProblem(err)
@@ -171,15 +188,11 @@ func (i *Instance) waitReady(ctx context.Context, s *postmaster) error {
 	}
 }
 
-// minFree is the space under which a server that does not stay up is taken to have no disk.
+// minFree is the space under which a server is taken to have no disk.
 const minFree = 32 << 20
 
 // whyEnded makes an error of what the server wrote last.
 func (i *Instance) whyEnded() error {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(i.o.DataDir, &fs); err == nil && int64(fs.Bavail)*fs.Bsize < minFree {
-		return fmt.Errorf("PostgreSQL stopped: the disk of %s is full; make room, it starts again by itself", i.o.DataDir)
-	}
 	b, _ := os.ReadFile(i.startLog()) // nothing to say is fine
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	for _, l := range lines {
