@@ -63,8 +63,9 @@ func (n *Node) pushOnce(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pe
 		n.Wake() // the role loop ends us
 		return p, db.ErrNotMaster
 	}
+	asked := n.o.Now()
 	p, theirs, err := n.askPeer(ctx, p, cid)
-	n.see(cid, theirs, err)
+	n.see(cid, asked, theirs, err)
 	if err != nil {
 		return p, err
 	}
@@ -106,8 +107,9 @@ func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID) error {
 	e.Msg("push.done")
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	asked := n.o.Now()
 	st, err := p.State(ctx)
-	n.see(cid, st, err)
+	n.see(cid, asked, st, err)
 	return err
 }
 

@@ -48,6 +48,8 @@ type Timing struct {
 	Retry time.Duration
 	// Drift is how often the digest is recomputed from the rows: 45 s.
 	Drift time.Duration
+	// Lease is how often a master renews its lease: 2 s.
+	Lease time.Duration
 	// Grace is how long a promise that nobody makes good is waited for before a refused master runs the round: 10 s.
 	Grace time.Duration
 }
@@ -58,7 +60,7 @@ func (t Timing) withDefaults() Timing {
 		value time.Duration
 	}{
 		{&t.Poll, time.Second}, {&t.Probe, 3 * time.Second}, {&t.Confirm, 10 * time.Second},
-		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Grace, 10 * time.Second},
+		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Grace, 10 * time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -84,6 +86,8 @@ type Node struct {
 	started time.Time
 	// wake asks the role loop to read the state again; capacity 1.
 	wake chan struct{}
+	// heard asks a master to look at its lease: a peer has answered again. Capacity 1.
+	heard chan struct{}
 
 	mu sync.Mutex // guards the rest
 	// state is the last that was read, stateErr why the last reading failed, stateAt when it last succeeded.
@@ -96,6 +100,8 @@ type Node struct {
 	kicks map[config.CID]*kicks
 	// drift is set while the rows are known to differ from the kept digest.
 	drift *drift
+	// noLease is set while this master does not hold its lease.
+	noLease bool
 	// pushErrs is why the last push to a slave failed.
 	pushErrs map[config.CID]error
 	// rolesFor is the member list that the peers' login roles were last made for, and when.
@@ -111,6 +117,7 @@ type view struct {
 	answered bool // state was heard at least once since the daemon started
 	err      error
 	seenAt   time.Time // when it last answered
+	askedAt  time.Time // when that was asked which it answered last
 	since    time.Time // since when err (or its absence) stands
 }
 
@@ -138,7 +145,7 @@ func New(o Options) *Node {
 		o.Snapshot = func() *config.Snapshot { return nil }
 	}
 	return &Node{
-		o: o, started: o.Now(), wake: make(chan struct{}, 1),
+		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1),
 		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[warning]*repeat{},
 	}
 }
@@ -288,7 +295,10 @@ func (n *Node) hold(ctx context.Context, st db.State) {
 // play is the role: the function that one is in.
 func (n *Node) play(ctx context.Context, r Role) {
 	if r == Master {
+		var lease sync.WaitGroup
+		lease.Go(func() { n.keepLease(ctx) })
 		n.perPeer(ctx, n.push)
+		lease.Wait()
 		return
 	}
 	// A slave takes pushes, which the gate and the database do; a single node has nobody to push to.

@@ -96,8 +96,9 @@ func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 	for ctx.Err() == nil {
 		var st db.State
 		var err error
+		asked := n.o.Now()
 		if p, st, err = n.askPeer(ctx, p, node.CID); ctx.Err() == nil {
-			n.see(node.CID, st, err)
+			n.see(node.CID, asked, st, err)
 			if err == nil {
 				n.learn(ctx, st)
 			}
@@ -124,8 +125,8 @@ func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pee
 	return p, st, nil
 }
 
-// see keeps what a peer answered. A peer that comes back is pushed to at once.
-func (n *Node) see(cid config.CID, st db.State, err error) {
+// see keeps what a peer answered to what was asked then. A peer that comes back is pushed to at once.
+func (n *Node) see(cid config.CID, asked time.Time, st db.State, err error) {
 	now := n.o.Now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -133,16 +134,18 @@ func (n *Node) see(cid config.CID, st db.State, err error) {
 	if v == nil {
 		v = &view{since: now}
 		n.views[cid] = v
+		kick(n.heard)
 	}
 	if (err == nil) != (v.err == nil) {
 		v.since = now
 		if k := n.kicks[cid]; k != nil && err == nil {
 			kick(k.up)
+			kick(n.heard)
 		}
 	}
 	v.err = err
 	if err == nil {
-		v.state, v.answered, v.seenAt = st, true, now
+		v.state, v.answered, v.seenAt, v.askedAt = st, true, now, asked
 	}
 }
 

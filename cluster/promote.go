@@ -17,7 +17,8 @@ type Promoted struct {
 }
 
 // Promote makes this node the master. With the old master in reach it is an orderly hand-over that loses nothing; without, a majority
-// of the members must promise; with force, none. It waits until the reachable nodes are told. ErrAlreadyMaster, ErrNoMajority
+// of the members must promise; with force, none. It waits until the reachable nodes are told. A master that has lost its lease, and with it
+// the right to change the configuration, can be promoted again. ErrAlreadyMaster, ErrNoMajority
 // (a *NoMajorityError), ErrNotPromotable, ErrJoining.
 func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 	st, err := o.clusterState(ctx)
@@ -25,12 +26,18 @@ func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 		return Promoted{}, err
 	}
 	if st.IsMaster() {
-		return Promoted{}, ErrAlreadyMaster
+		held, err := o.DB.HasLease(ctx)
+		if err != nil {
+			return Promoted{}, err
+		}
+		if held {
+			return Promoted{}, ErrAlreadyMaster
+		}
 	}
 	if err := o.needDaemon(ctx); err != nil {
 		return Promoted{}, err
 	}
-	r := &round{db: o.DB, open: o.openPeer, author: o.Author, say: o.say}
+	r := &round{db: o.DB, open: o.openPeer, author: o.Author, say: o.say, recovers: st.IsMaster()}
 	out, err := r.run(ctx, force)
 	if err != nil {
 		return Promoted{}, err

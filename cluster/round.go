@@ -34,8 +34,8 @@ type round struct {
 	open   func(ctx context.Context, cid config.CID) (*db.Peer, error)
 	author db.Author
 	say    func(format string, args ...any)
-	// recovers is set where a master runs it that is refused for a promise: it may still think itself master, and it gives way
-	// to an epoch that has come into force meanwhile.
+	// recovers is set where a master runs it that is refused for a promise, or has lost its lease: it may still think itself master, and
+	// it gives way to an epoch that has come into force meanwhile.
 	recovers bool
 }
 
@@ -111,7 +111,7 @@ func (r *round) attempt(ctx context.Context, force bool) (Outcome, error) {
 			return Outcome{}, fmt.Errorf("the newest configuration has other members: %w", errAgain)
 		}
 	}
-	pos, err := r.db.BeginEpoch(ctx, epoch, r.author)
+	pos, err := r.db.BeginEpoch(ctx, epoch, mandate(contacts), r.author)
 	if errors.Is(err, db.ErrStale) {
 		return Outcome{}, fmt.Errorf("a higher epoch was promised here: %w", errAgain)
 	}
@@ -125,6 +125,15 @@ func (r *round) attempt(ctx context.Context, force bool) (Outcome, error) {
 		}
 	}
 	return out, nil
+}
+
+// mandate says whether the promises that were given are those of a majority.
+func mandate(contacts []*contact) db.Mandate {
+	answers := answersOf(contacts)
+	if votes(answers, true) < majority(voters(answers)) {
+		return db.ByForce
+	}
+	return db.ByMajority
 }
 
 // prepare reads the own state and member list, and refuses who must not ask.

@@ -232,6 +232,7 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
 		})
 	}
+	out = append(out, n.leaseProblem(st)...)
 	out = append(out, n.rolledBack(st)...)
 	out = append(out, n.refusedPushes(st)...)
 	if n.o.Problems != nil {

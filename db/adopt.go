@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,11 +12,25 @@ import (
 )
 
 // Adopt overwrites this node's configuration with a peer's at exactly one position: the step of a node that promotes itself, so it
-// must have promised itself an epoch above. Own commits that the peer's history lacks go to the journal. ErrMoved where the peer is at
-// another position by now, ErrStale where this node has promised otherwise.
+// must have promised itself an epoch above. What it costs follows the commits that are missing here, where the peer's history leads
+// from here to there. Own commits that the peer's history lacks go to the journal. ErrMoved where the peer is at another position by now,
+// ErrStale where this node has promised otherwise.
 func (d *DB) Adopt(ctx context.Context, p *Peer, at config.Position) (PushStats, error) {
 	start := time.Now()
-	stats := PushStats{To: at, Full: true}
+	stats, err := d.adopt(ctx, p, at, false)
+	// A peer of an older version knows no way but the whole; after rows were changed by hand, commits do not lead to the same ones.
+	if mapped := mapError(err); errors.Is(mapped, errNoPath) || errors.Is(mapped, ErrDrift) || isUndefined(err) {
+		stats, err = d.adopt(ctx, p, at, true)
+	}
+	stats.Took = time.Since(start)
+	if err != nil {
+		return stats, fmt.Errorf("adopt %v: %w", at, err)
+	}
+	return stats, nil
+}
+
+func (d *DB) adopt(ctx context.Context, p *Peer, at config.Position, full bool) (PushStats, error) {
+	stats := PushStats{To: at, Full: full}
 	err := d.write(ctx, func(tx pgx.Tx) error {
 		here, err := readState(ctx, tx)
 		if err != nil {
@@ -25,19 +40,29 @@ func (d *DB) Adopt(ctx context.Context, p *Peer, at config.Position) (PushStats,
 		if _, err := tx.Exec(ctx, "SELECT node.stage()"); err != nil {
 			return err
 		}
-		sql := fmt.Sprintf("SELECT * FROM node.export_config(%d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial)
+		from, whole := here.Position, []string{}
+		sql := fmt.Sprintf("SELECT * FROM node.export_delta(%d, %d, %d, %d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial,
+			from.Epoch.N, from.Epoch.Owner, from.Serial)
+		if full {
+			sql = fmt.Sprintf("SELECT * FROM node.export_config(%d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial)
+			if err := tx.QueryRow(ctx, "SELECT ARRAY(SELECT node.tables())").Scan(&whole); err != nil {
+				return err
+			}
+		}
 		got, err := copyRows(ctx, p.conn.PgConn(), tx.Conn().PgConn(), sql, nil)
 		stats.Rows, stats.Bytes = got.rows, got.bytes
 		if err != nil {
 			return err
 		}
 		var touched int64
-		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.adopt($1, $2, $3, $4)", at.Epoch.N, at.Epoch.Owner, at.Serial,
-			at.Digest[:]).Scan(&stats.Journalled, &touched)
+		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.adopt($1, $2, $3, $4, $5)", at.Epoch.N, at.Epoch.Owner, at.Serial,
+			at.Digest[:], whole).Scan(&stats.Journalled, &touched)
 	})
-	stats.Took = time.Since(start)
-	if err != nil {
-		return stats, fmt.Errorf("adopt %v: %w", at, err)
-	}
-	return stats, nil
+	return stats, err
+}
+
+// isUndefined says whether a function was asked for that is not there.
+func isUndefined(err error) bool {
+	pg, ok := asPg(err)
+	return ok && pg.Code == "42883"
 }

@@ -75,14 +75,23 @@ func (d *DB) Promise(ctx context.Context, e config.Epoch) (State, error) {
 	return s, nil
 }
 
+// A Mandate is what an epoch begins on.
+type Mandate string
+
+// A majority's promises are a lease from the start. A forced epoch goes without one until a majority is heard.
+const (
+	ByMajority Mandate = "majority"
+	ByForce    Mandate = "force"
+)
+
 // BeginEpoch puts the epoch that this node has promised to itself in force, as a new commit. ErrStale where it has promised another.
-func (d *DB) BeginEpoch(ctx context.Context, e config.Epoch, a Author) (config.Position, error) {
+func (d *DB) BeginEpoch(ctx context.Context, e config.Epoch, m Mandate, a Author) (config.Position, error) {
 	var s State
 	err := d.write(ctx, func(tx pgx.Tx) error {
 		if err := begin(ctx, tx, a); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "SELECT node.begin_epoch($1, $2)", e.N, e.Owner); err != nil {
+		if _, err := tx.Exec(ctx, "SELECT node.begin_epoch($1, $2, $3, $4)", e.N, e.Owner, LeaseTerm, m == ByForce); err != nil {
 			return err
 		}
 		var err error

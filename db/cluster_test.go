@@ -137,7 +137,7 @@ func promote(t testing.TB, n *node, e config.Epoch) {
 	if _, err := n.Promise(context.Background(), e); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.BeginEpoch(context.Background(), e, db.Author{Who: "root", Command: "pmgcm promote"}); err != nil {
+	if _, err := n.BeginEpoch(context.Background(), e, db.ByForce, db.Author{Who: "root", Command: "pmgcm promote"}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -260,14 +260,14 @@ func TestAdoptTakesTheNewestPosition(t *testing.T) {
 	if st := c[1].state(t); st.IsMaster() || st.Promised != e {
 		t.Errorf("adopted: %+v", st)
 	}
-	if _, err := c[1].BeginEpoch(t.Context(), config.Epoch{N: 3, Owner: 2}, author); !errors.Is(err, db.ErrStale) {
+	if _, err := c[1].BeginEpoch(t.Context(), config.Epoch{N: 3, Owner: 2}, db.ByForce, author); !errors.Is(err, db.ErrStale) {
 		t.Errorf("an epoch that was not promised began: %v", err)
 	}
-	at, err := c[1].BeginEpoch(t.Context(), e, author)
+	at, err := c[1].BeginEpoch(t.Context(), e, db.ByForce, author)
 	if err != nil || at.Epoch != e || at.Serial != s.Position.Serial+1 || !c[1].state(t).IsMaster() {
 		t.Errorf("begin: %v, %v", at, err)
 	}
-	if _, err := c[1].BeginEpoch(t.Context(), e, author); !errors.Is(err, db.ErrStale) {
+	if _, err := c[1].BeginEpoch(t.Context(), e, db.ByForce, author); !errors.Is(err, db.ErrStale) {
 		t.Errorf("began twice: %v", err)
 	}
 	if st := push(t, c[1], c[2]); st.Full {

@@ -27,6 +27,8 @@ var (
 	ErrNewer = errors.New("the peer's schema is older than our rows")
 	// ErrMoved is a peer that is not at the position that was asked for.
 	ErrMoved = errors.New("the peer is at another position by now")
+	// ErrNoLease is a write on a master that has not heard a majority of the nodes for too long.
+	ErrNoLease = errors.New("no majority of the nodes was heard lately")
 	// ErrOtherCluster is a peer in another cluster.
 	ErrOtherCluster = errors.New("the peer is in another cluster")
 	// ErrNotMember is a caller who is no member, or may not do this as one.
@@ -48,6 +50,9 @@ var (
 	// ErrNoPostgres is a host without PostgreSQL's programs.
 	ErrNoPostgres = errors.New("PostgreSQL is not installed")
 )
+
+// errNoPath is a position from which the peer's history does not lead on.
+var errNoPath = errors.New("history does not lead there")
 
 // A NotMasterError is ErrNotMaster with the node that is.
 type NotMasterError struct {
@@ -74,6 +79,8 @@ var sqlErrors = map[string]error{
 	"MP008": ErrOtherCluster,
 	"MP009": ErrExists,
 	"MP010": ErrAhead,
+	"MP011": ErrNoLease,
+	"MP012": errNoPath,
 	"53100": ErrDiskFull,
 }
 

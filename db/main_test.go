@@ -95,6 +95,7 @@ func cluster(t testing.TB, n int) []*node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	nodes[0].sql(t, "UPDATE node.position SET lease_waived = true") // no daemon hears the others
 	for _, s := range nodes[1:] {
 		commit(t, nodes[0].DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutNode(ctx, member(s.cid)) })
 		s.enter(t, config.Epoch{N: 1, Owner: 1})

@@ -43,7 +43,7 @@ func TestAdoptIsRefusedOnceTheOwnEpochHasBegun(t *testing.T) {
 	if _, err := c[1].Promise(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c[1].BeginEpoch(t.Context(), e, author); err != nil {
+	if _, err := c[1].BeginEpoch(t.Context(), e, db.ByForce, author); err != nil {
 		t.Fatal(err)
 	}
 	put(t, c[1].DB, "b.test")

@@ -8,6 +8,8 @@ import (
 	"mailproxy/web"
 )
 
+const leaseHint = `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`
+
 // hint gives the command to paste after an error; empty where there is none.
 func hint(err error) string {
 	var own *hintError
@@ -25,6 +27,8 @@ func hint(err error) string {
 		return `is the daemon running? "pmgcm status" says what is wrong`
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
+	case errors.Is(err, db.ErrNoLease):
+		return leaseHint
 	case errors.Is(err, fs.ErrPermission):
 		return "run it as root"
 	}

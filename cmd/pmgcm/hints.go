@@ -49,6 +49,7 @@ var hints = []struct {
 	{cluster.ErrJoinUnreachable, `see that the daemon runs there and that its tunnel port is open to this node`},
 	{cluster.ErrNoFirstPush, `see that each node's tunnel port can be reached by the other, then run the same "pmgcm join" again`},
 	{db.ErrStale, `a promote is under way or was not finished; "pmgcm status" shows the epochs`},
+	{db.ErrNoLease, `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`},
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
 	{tunnel.ErrKeyMode, `chmod 600 the key file`},
 	{fs.ErrPermission, `run it as root`},

@@ -17,7 +17,9 @@ func promoteCommand() *cli.Command {
 		Description: "Run it on the slave that shall be master. With the old master in reach it hands over, and nothing is lost. With the old master " +
 			"lost, a majority of the members must promise; the newest configuration among them is taken over. An old master that returns steps " +
 			"down by itself, and commits that only it had are set aside in its journal.\n\n" +
-			"Without a majority (always so with two nodes) it changes nothing, says what may be lost, and wants --force.",
+			"Without a majority (always so with two nodes) it changes nothing, says what may be lost, and wants --force.\n\n" +
+			"A master that hears no majority of three and more nodes for 10 s takes no configuration until it does. Where the others are lost for " +
+			"good, --force on that master itself makes it writable, so that they can be deleted.",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Usage: "without a majority; newer commits of members out of reach are set aside when they return"}},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {

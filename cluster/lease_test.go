@@ -1,0 +1,114 @@
+package cluster
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/db"
+)
+
+func TestLeaseFrom(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	own := config.Epoch{N: 2, Owner: 1}
+	heard := func(age time.Duration) standing {
+		return standing{asked: true, answered: now.Add(-age), state: db.State{CID: 9, Promised: own, Position: config.Position{Epoch: own}}}
+	}
+	other := heard(0)
+	other.state.Promised = config.Epoch{N: 3, Owner: 2}
+	joins := heard(0)
+	joins.state.Position.Epoch = config.Epoch{}
+	silent, unasked := standing{asked: true}, standing{}
+	for _, c := range []struct {
+		name       string
+		others     []standing
+		age        time.Duration
+		byMajority bool
+		ok         bool
+	}{
+		{"alone", nil, 0, true, true},
+		{"two, the other heard", []standing{heard(3 * time.Second)}, 3 * time.Second, true, true},
+		{"two, the other not asked yet", []standing{unasked}, 0, false, false},
+		{"two, the other silent", []standing{silent}, 0, false, true},
+		{"two, the other silent for long", []standing{heard(time.Hour)}, 0, false, true},
+		{"two, the other has promised a higher epoch", []standing{other}, 0, false, false},
+		{"two and one that joins", []standing{heard(time.Second), joins}, time.Second, true, true},
+		{"three, one heard", []standing{silent, heard(9 * time.Second)}, 9 * time.Second, true, true},
+		{"three, one heard too long ago", []standing{silent, heard(10 * time.Second)}, 0, false, false},
+		{"three, both silent", []standing{silent, silent}, 0, false, false},
+		{"three, one has promised a higher epoch, one heard", []standing{other, heard(time.Second)}, time.Second, true, true},
+		{"three, one has promised a higher epoch, one silent", []standing{other, silent}, 0, false, false},
+		{"three, the newer of two counts", []standing{heard(8 * time.Second), heard(time.Second)}, time.Second, true, true},
+		{"four, the second newest of three counts", []standing{heard(8 * time.Second), heard(time.Second), heard(2 * time.Second)},
+			2 * time.Second, true, true},
+		{"four, one heard", []standing{heard(0), silent, silent}, 0, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			at, byMajority, ok := leaseFrom(own, now, c.others)
+			if ok != c.ok || ok && (byMajority != c.byMajority || now.Sub(at) != c.age) {
+				t.Errorf("got %v ago, majority %v, %v", now.Sub(at), byMajority, ok)
+			}
+		})
+	}
+}
+
+// pastLease takes the lease away, as if its term were over.
+func (n *testNode) pastLease() {
+	n.psql("UPDATE node.lease SET heard_at = heard_at - interval '1 h', until = until - interval '1 h'")
+}
+
+func TestAMasterThatHearsNoMajorityTakesNoConfiguration(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[1].stopDaemon()
+	nodes[0].pastLease()
+	eventually(t, "one other is a majority", func() bool { _, err := nodes[0].putDomain("two.test"); return err == nil })
+	nodes[2].stopDaemon()
+	eventually(t, "the master knows that it is alone", func() bool {
+		nodes[0].pastLease() // what was heard in the last seconds would count on
+		_, err := nodes[0].putDomain("alone.test")
+		return errors.Is(err, db.ErrNoLease)
+	})
+	eventually(t, "status says so", func() bool {
+		nodes[0].pastLease()
+		for _, p := range row(t, nodes[0].status(StatusParams{}), 1).Problems {
+			if strings.Contains(p.What, "no majority") && strings.Contains(p.Remedy, "promote --force") {
+				return true
+			}
+		}
+		return false
+	})
+	// The way out where the others are lost for good.
+	if _, err := nodes[0].operator().Promote(t.Context(), false); !errors.Is(err, ErrNoMajority) {
+		t.Errorf("promote: %v, want ErrNoMajority", err)
+	}
+	if p, err := nodes[0].operator().Promote(t.Context(), true); err != nil || p.Epoch != (config.Epoch{N: 2, Owner: 1}) {
+		t.Fatalf("forced: %+v, %v", p, err)
+	}
+	nodes[0].pastLease()
+	nodes[0].mustPutDomain("forced.test")
+	nodes[1].start()
+	inSync(t, nodes[0], nodes[1])
+	eventually(t, "the waiver ends with a majority", func() bool {
+		nodes[0].pastLease()
+		has, err := nodes[0].db.HasLease(t.Context())
+		return err == nil && !has
+	})
+	eventually(t, "and the lease is kept again", func() bool { _, err := nodes[0].putDomain("again.test"); return err == nil })
+}
+
+func TestOfTwoNodesTheMasterGoesOnAlone(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[1].stopDaemon()
+	nodes[0].pastLease()
+	eventually(t, "configuration is taken", func() bool { _, err := nodes[0].putDomain("alone.test"); return err == nil })
+	// One that was away asks first.
+	nodes[0].stopDaemon()
+	nodes[0].pastLease()
+	if _, err := nodes[0].putDomain("early.test"); !errors.Is(err, db.ErrNoLease) {
+		t.Errorf("before the daemon has asked: %v", err)
+	}
+	nodes[0].start()
+	eventually(t, "configuration is taken again", func() bool { _, err := nodes[0].putDomain("later.test"); return err == nil })
+}

@@ -1,0 +1,35 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// LeaseTerm is how long a master takes configuration after a majority of the nodes was last heard to stand behind it.
+const LeaseTerm = 10 * time.Second
+
+// RenewLease lets this node, while it is the master, take configuration until LeaseTerm after a time that lies age back: then a
+// majority of the members was heard, or, without majority, all that could be asked was asked.
+func (d *DB) RenewLease(ctx context.Context, age time.Duration, majority bool) error {
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SELECT node.renew_lease($1, $2, $3)", age, LeaseTerm, majority)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("renew lease: %w", err)
+	}
+	return nil
+}
+
+// HasLease says whether this node may write, if it is the master: it holds the lease, needs none since it has no other members, or a
+// forced promote has waived it.
+func (d *DB) HasLease(ctx context.Context) (bool, error) {
+	var has bool
+	if err := d.pool.QueryRow(ctx, "SELECT node.has_lease()").Scan(&has); err != nil {
+		return false, fmt.Errorf("read lease: %w", mapError(err))
+	}
+	return has, nil
+}
