@@ -173,10 +173,10 @@ func TestTheOldMastersCommitsGoToItsJournal(t *testing.T) {
 	if got := names(t, c[0].DB); !slices.Equal(got, []string{"a.test", "new.test"}) {
 		t.Errorf("domains %v", got)
 	}
-	if err := c[0].DropJournal(t.Context(), j[0].ID); err != nil {
+	if err := c[0].CloseJournal(t.Context(), j[0].ID, db.Dropped, "tester", "not wanted"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c[0].DropJournal(t.Context(), j[0].ID); !errors.Is(err, db.ErrNoSuch) {
+	if err := c[0].CloseJournal(t.Context(), j[0].ID, db.Dropped, "tester", "not wanted"); !errors.Is(err, db.ErrNoSuch) {
 		t.Errorf("dropped twice: %v", err)
 	}
 	if n := c[0].state(t).JournalLen; n != 1 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,6 +17,8 @@ type Author struct {
 	Who string
 	// Command is what was done, as it could be typed again; no secrets.
 	Command string
+	// Node is where it was typed; 0: here.
+	Node config.CID
 }
 
 // Commit runs edit in one configuration commit: serial + 1, digest, history, NOTIFY. check, unless nil, sees the snapshot as it would
@@ -58,8 +61,12 @@ func (d *DB) Commit(ctx context.Context, a Author, edit func(ctx context.Context
 
 // begin locks the position row, so that commits never deadlock, and says who commits.
 func begin(ctx context.Context, tx pgx.Tx, a Author) error {
-	_, err := tx.Exec(ctx, `SELECT set_config('mailproxy.who', $1, true), set_config('mailproxy.command', $2, true)
-		FROM (SELECT FROM node.position FOR UPDATE) p`, a.Who, a.Command)
+	node := ""
+	if a.Node != 0 {
+		node = strconv.Itoa(int(a.Node))
+	}
+	_, err := tx.Exec(ctx, `SELECT set_config('mailproxy.who', $1, true), set_config('mailproxy.command', $2, true),
+		set_config('mailproxy.node', $3, true) FROM (SELECT FROM node.position FOR UPDATE) p`, a.Who, a.Command, node)
 	return err
 }
 

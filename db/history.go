@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,6 +39,11 @@ type JournalEntry struct {
 	HistoryEntry
 	SetAsideAt time.Time    `json:"set_aside_at"`
 	By         config.Epoch `json:"by"` // the epoch whose push that was
+	// Outcome is what became of it: empty while it is open, applied, dropped. Closed entries stay.
+	Outcome  string    `json:"outcome,omitempty"`
+	ClosedAt time.Time `json:"closed_at,omitzero"`
+	ClosedBy string    `json:"closed_by,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
 }
 
 // decodeChanges reads a JSON array of changes in which null is a row that is not there.
@@ -69,7 +75,8 @@ var (
 		"config.change c WHERE (c.serial, c.epoch_n, c.epoch_owner) = (h.serial, h.epoch_n, h.epoch_owner)") + `
 		FROM config.history h ORDER BY h.serial DESC, h.epoch_n DESC, h.epoch_owner DESC LIMIT $2`
 	selectJournal = `SELECT h.epoch_n, h.epoch_owner, h.serial, h.at, h.who, h.node, h.command, ` + fmt.Sprintf(selectChanges,
-		"node.journal_change c WHERE c.id = h.id") + `, h.id, h.set_aside_at, h.by_n, h.by_owner FROM node.journal h ORDER BY h.id`
+		"node.journal_change c WHERE c.id = h.id") + `, h.id, h.set_aside_at, h.by_n, h.by_owner, coalesce(h.outcome, ''),
+		h.closed_at, coalesce(h.closed_by, ''), coalesce(h.reason, '') FROM node.journal h WHERE $2::bigint IN (0, h.id) ORDER BY h.id`
 )
 
 // scanEntry reads one commit, and what more was asked for.
@@ -92,23 +99,50 @@ func (d *DB) History(ctx context.Context, limit int) ([]HistoryEntry, error) {
 	return all, nil
 }
 
-// Journal gives the commits that were set aside, oldest first.
-func (d *DB) Journal(ctx context.Context) ([]JournalEntry, error) {
+// Journal gives the commits that were set aside, oldest first, those that were dealt with too.
+func (d *DB) Journal(ctx context.Context) ([]JournalEntry, error) { return d.journal(ctx, maxChanges, 0) }
+
+// JournalEntry gives one of them with all its changes. ErrNoSuch.
+func (d *DB) JournalEntry(ctx context.Context, id int64) (JournalEntry, error) {
+	all, err := d.journal(ctx, math.MaxInt64, id)
+	if err != nil {
+		return JournalEntry{}, err
+	}
+	if id == 0 || len(all) == 0 {
+		return JournalEntry{}, fmt.Errorf("journal entry %d: %w", id, ErrNoSuch)
+	}
+	return all[0], nil
+}
+
+// journal gives one entry, or with id 0 all of them, with so many changes each.
+func (d *DB) journal(ctx context.Context, changes, id int64) ([]JournalEntry, error) {
 	var all []JournalEntry
 	err := collect(ctx, d.pool, &all, func(r pgx.Rows, j *JournalEntry) error {
-		return scanEntry(r, &j.HistoryEntry, &j.ID, &j.SetAsideAt, &j.By.N, &j.By.Owner)
-	}, selectJournal, maxChanges)
+		var closed *time.Time
+		err := scanEntry(r, &j.HistoryEntry, &j.ID, &j.SetAsideAt, &j.By.N, &j.By.Owner, &j.Outcome, &closed, &j.ClosedBy, &j.Reason)
+		if closed != nil {
+			j.ClosedAt = *closed
+		}
+		return err
+	}, selectJournal, changes, id)
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", mapError(err))
 	}
 	return all, nil
 }
 
-// DropJournal forgets one entry of the journal, once it has been dealt with.
-func (d *DB) DropJournal(ctx context.Context, id int64) error {
-	tag, err := d.pool.Exec(ctx, "DELETE FROM node.journal WHERE id = $1", id)
+// What can become of a journal entry.
+const (
+	Applied = "applied"
+	Dropped = "dropped"
+)
+
+// CloseJournal notes how an entry of the journal was dealt with, by whom and why. ErrNoSuch where it is not open.
+func (d *DB) CloseJournal(ctx context.Context, id int64, outcome, who, reason string) error {
+	tag, err := d.pool.Exec(ctx, `UPDATE node.journal SET outcome = $2, closed_by = $3, reason = $4, closed_at = clock_timestamp()
+		WHERE id = $1 AND closed_at IS NULL`, id, outcome, who, reason)
 	if err != nil {
-		return fmt.Errorf("drop journal entry %d: %w", id, mapError(err))
+		return fmt.Errorf("close journal entry %d: %w", id, mapError(err))
 	}
 	if tag.RowsAffected() == 0 {
 		return fmt.Errorf("journal entry %d: %w", id, ErrNoSuch)

@@ -35,11 +35,20 @@ func (s PushStats) InSync() bool { return s.From == s.To }
 // that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
 // ErrNewer; ErrOtherCluster.
 func (d *DB) Push(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+	return d.pushAll(ctx, p, false, progress)
+}
+
+// PushFull is Push that sends every table whole, also to a peer in sync.
+func (d *DB) PushFull(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+	return d.pushAll(ctx, p, true, progress)
+}
+
+func (d *DB) pushAll(ctx context.Context, p *Peer, whole bool, progress func(rows int64)) (PushStats, error) {
 	start := time.Now()
 	before := p.sent.written.Load()
-	stats, err := d.push(ctx, p, progress)
+	stats, err := d.push(ctx, p, whole, progress)
 	if errors.Is(mapError(err), ErrAhead) { // another push of ours came in between, or the peer is ahead and still is
-		stats, err = d.push(ctx, p, progress)
+		stats, err = d.push(ctx, p, whole, progress)
 	}
 	stats.Took = time.Since(start)
 	stats.Bytes = p.sent.written.Load() - before
@@ -49,7 +58,7 @@ func (d *DB) Push(ctx context.Context, p *Peer, progress func(rows int64)) (Push
 	return stats, nil
 }
 
-func (d *DB) push(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress func(rows int64)) (PushStats, error) {
 	// The peer's state is read before ours: what it holds of our epoch by then, we do too.
 	there, err := d.openForPush(ctx, p)
 	if err != nil {
@@ -65,13 +74,18 @@ func (d *DB) push(ctx context.Context, p *Peer, progress func(rows int64)) (Push
 		if err := mayPush(here, there); err != nil {
 			return err
 		}
-		if here.Position == there.Position {
+		if here.Position == there.Position && !whole {
 			return p.Heartbeat(ctx, here.Position)
+		}
+		if whole {
+			for t := range there.sums {
+				there.sums[t] = "" // as if every digest differed
+			}
 		}
 		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress}
 		if ok, err := s.canDelta(ctx); err != nil {
 			return err
-		} else if ok {
+		} else if ok && !whole {
 			if err := s.delta(ctx); !errors.Is(mapError(err), ErrDrift) {
 				return err
 			}

@@ -17,7 +17,7 @@ type State struct {
 	Position   config.Position `json:"position"`
 	Promised   config.Epoch    `json:"promised"`    // the highest epoch; lower ones are refused
 	PushedAt   time.Time       `json:"pushed_at"`   // last push that was applied or found nothing to do; zero: none
-	JournalLen int             `json:"journal_len"` // commits set aside
+	JournalLen int             `json:"journal_len"` // commits set aside and not yet dealt with
 	rewrites   int64           // counts changes of rows that config.change does not list
 }
 
