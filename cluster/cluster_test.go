@@ -124,15 +124,65 @@ func TestRowsChangedByHandShowAsDriftAndSyncPutsThemRight(t *testing.T) {
 	if !nodes[1].log.has("drift.found") {
 		t.Error("drift.found is not logged")
 	}
-	if _, err := nodes[1].operator().Sync(t.Context()); err != nil {
-		t.Fatalf("sync on the slave: %v", err)
+	no := Confirm(func(string) bool { return false })
+	if _, err := nodes[1].operator().Sync(t.Context(), nil); !errors.Is(err, ErrWouldOverwrite) {
+		t.Errorf("sync on the slave: %v, want ErrWouldOverwrite", err)
+	}
+	if _, err := nodes[1].operator().Pull(t.Context(), 0, no); !errors.Is(err, ErrNotConfirmed) {
+		t.Errorf("pull that is not confirmed: %v", err)
+	}
+	if s, err := nodes[1].operator().Pull(t.Context(), 0, nil); err != nil || s.Stats.Journalled != 1 {
+		t.Fatalf("pull on the slave: %+v, %v", s, err)
 	}
 	repaired()
 	drift()
-	if _, err := nodes[0].operator().Sync(t.Context()); err != nil {
-		t.Fatalf("sync on the master: %v", err)
+	if _, err := nodes[0].operator().Sync(t.Context(), no); !errors.Is(err, ErrNotConfirmed) {
+		t.Errorf("sync that is not confirmed: %v", err)
+	}
+	if s, err := nodes[0].operator().Sync(t.Context(), nil); err != nil || s[0].Stats.Journalled != 1 {
+		t.Fatalf("sync on the master: %+v, %v", s, err)
 	}
 	repaired()
+	drift()
+	if s, err := nodes[0].operator().PushTo(t.Context(), 2, true, nil); err != nil || !s.Stats.Full || s.Stats.Journalled != 1 {
+		t.Fatalf("push --full: %+v, %v", s, err)
+	}
+	repaired()
+}
+
+func TestPullTakesAnotherSlavesConfigurationOnlyWithoutAMaster(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[1].stopDaemon()
+	nodes[0].mustPutDomain("a.test")
+	inSync(t, nodes[0], nodes[2])
+	if _, err := nodes[0].operator().Pull(t.Context(), 0, nil); !errors.Is(err, ErrLocalMaster) {
+		t.Errorf("pull on the master: %v", err)
+	}
+	nodes[1].start()
+	inSync(t, nodes[0], nodes[1])
+	if _, err := nodes[1].operator().Pull(t.Context(), 3, nil); !errors.Is(err, ErrMasterAnswers) {
+		t.Errorf("pull from a slave while the master answers: %v", err)
+	}
+	if _, err := nodes[1].operator().Pull(t.Context(), 9, nil); !errors.Is(err, ErrNoSuchNode) {
+		t.Errorf("pull from nobody: %v", err)
+	}
+	if _, err := nodes[1].operator().PushTo(t.Context(), 3, false, nil); !errors.Is(err, ErrNotMaster) {
+		t.Errorf("push on a slave: %v", err)
+	}
+	nodes[1].stopDaemon()
+	nodes[0].mustPutDomain("b.test")
+	inSync(t, nodes[0], nodes[2])
+	nodes[0].stopDaemon()
+	nodes[1].start()
+	var s Synced
+	eventually(t, "the other slave is pulled from", func() bool {
+		var err error
+		s, err = nodes[1].operator().Pull(t.Context(), 3, nil)
+		return err == nil
+	})
+	if !nodes[1].hasDomain("b.test") || s.Stats.Full {
+		t.Errorf("pulled: %+v", s)
+	}
 }
 
 func TestVerifyShowsDriftAtOnce(t *testing.T) {
@@ -150,7 +200,7 @@ func TestVerifyShowsDriftAtOnce(t *testing.T) {
 func TestSyncBringsAllUpToDate(t *testing.T) {
 	nodes := newCluster(t, 2)
 	nodes[0].mustPutDomain("a.test")
-	done, err := nodes[0].operator().Sync(t.Context())
+	done, err := nodes[0].operator().Sync(t.Context(), nil)
 	if err != nil || len(done) != 1 || done[0].Node.CID != 2 {
 		t.Fatalf("sync on the master: %+v, %v", done, err)
 	}
@@ -158,7 +208,7 @@ func TestSyncBringsAllUpToDate(t *testing.T) {
 		t.Error("sync returned before the slave had it")
 	}
 	nodes[1].stopDaemon()
-	if _, err := nodes[0].operator().Sync(t.Context()); !errors.Is(err, ErrNotInSync) {
+	if _, err := nodes[0].operator().Sync(t.Context(), nil); !errors.Is(err, ErrNotInSync) {
 		t.Errorf("sync with a slave away: %v, want ErrNotInSync", err)
 	}
 	if _, err := nodes[0].operator().SyncWith(t.Context(), "127.0.0.1"); !errors.Is(err, ErrLocalMaster) {

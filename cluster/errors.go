@@ -46,6 +46,10 @@ var (
 	ErrPeerUnreachable = errors.New("peer not reachable")
 	// ErrNotInSync: asked, and not in sync; exit code 3.
 	ErrNotInSync = errors.New("not in sync")
+	// ErrWouldOverwrite: a plain sync on a slave that has rows or commits of its own.
+	ErrWouldOverwrite = errors.New("this node has what the master does not have")
+	// ErrMasterAnswers: a pull from another slave while the master is there.
+	ErrMasterAnswers = errors.New("the master answers, its configuration counts")
 	// ErrNoSuchEntry: the journal has no entry of that number.
 	ErrNoSuchEntry = errors.New("no such journal entry")
 

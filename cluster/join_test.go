@@ -274,7 +274,7 @@ func TestCommandsThatNeedTheDaemonSayThatItDoesNotRun(t *testing.T) {
 	for name, f := range map[string]func() error{
 		"join":    func() error { _, err := lone.join(p); return err },
 		"promote": func() error { _, err := nodes[1].operator().Promote(t.Context(), false); return err },
-		"sync":    func() error { _, err := nodes[1].operator().Sync(t.Context()); return err },
+		"sync":    func() error { _, err := nodes[1].operator().Sync(t.Context(), nil); return err },
 	} {
 		if err := f(); !errors.Is(err, ErrNoDaemon) {
 			t.Errorf("%s: %v, want ErrNoDaemon", name, err)
@@ -288,7 +288,7 @@ func TestCommandsOnASingleNode(t *testing.T) {
 	for name, f := range map[string]func() error{
 		"join-cmd": func() error { _, err := o.JoinCommand(t.Context(), time.Hour); return err },
 		"promote":  func() error { _, err := o.Promote(t.Context(), false); return err },
-		"sync":     func() error { _, err := o.Sync(t.Context()); return err },
+		"sync":     func() error { _, err := o.Sync(t.Context(), nil); return err },
 		"sync -m":  func() error { _, err := o.SyncWith(t.Context(), "x"); return err },
 		"delete":   func() error { _, err := o.Delete(t.Context(), 1, nil); return err },
 	} {

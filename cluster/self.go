@@ -224,7 +224,7 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 		})
 	}
 	if st.JournalLen > 0 {
-		out = append(out, Problem{fmt.Sprintf("%d commits that only this node had were set aside in its journal", st.JournalLen), "`pmgcm journal list` and `pmgcm journal show N` here; enter on the master what is still wanted"})
+		out = append(out, Problem{fmt.Sprintf("%d commits that only this node had were set aside in its journal", st.JournalLen), "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N` for each"})
 	}
 	if deposed(st) {
 		out = append(out, Problem{
@@ -265,7 +265,7 @@ func (n *Node) shutOut(peers []Peer) []Problem {
 
 func driftRemedy(r Role) string {
 	if r == Slave {
-		return "`pmgcm sync` on this node takes the master's rows again"
+		return "`pmgcm sync --pull` on this node takes the master's rows again, and keeps its own in the journal"
 	}
 	return "if the rows are as they shall be: `pmgcm sync` here gives them to every slave; if not, put them right first"
 }

@@ -17,41 +17,63 @@ type Synced struct {
 	Err   error
 }
 
-// Sync makes positions equal now. On the master it pushes to every slave, also to drifted ones, and waits for the end. On a slave it
-// takes the master's configuration over what is here. ErrNotInSync where some node could not be brought there; the list says which.
-func (o *Operator) Sync(ctx context.Context) ([]Synced, error) {
-	st, err := o.clusterState(ctx)
+// Confirm asks the operator whether what the sentence names may be overwritten; nil: it may.
+type Confirm func(overwrites string) bool
+
+func (c Confirm) ok(format string, args ...any) bool {
+	return c == nil || c(fmt.Sprintf(format, args...))
+}
+
+// Sync makes positions equal now. On the master it pushes to every slave and waits for the end; for a drifted one it asks first. On a
+// slave it takes what is missing from the master, and overwrites nothing: ErrWouldOverwrite where rows or commits are here that the master
+// does not have. ErrNotInSync where some node could not be brought there; the list says which.
+func (o *Operator) Sync(ctx context.Context, confirm Confirm) ([]Synced, error) {
+	st, s, err := o.readyToSync(ctx)
 	if err != nil {
-		return nil, err
-	}
-	if err := o.needDaemon(ctx); err != nil {
-		return nil, err
-	}
-	s, err := o.DB.Load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if _, _, err := o.DB.Verify(ctx); err != nil { // so that rows changed by hand are seen and overwritten
 		return nil, err
 	}
 	if st.IsMaster() {
-		return o.pushAll(ctx, st, s.Nodes)
+		return o.pushAll(ctx, st, s.Nodes, confirm)
 	}
-	done, err := o.fetchMaster(ctx, st, s.Nodes)
+	done, err := o.catchUp(ctx, st, s.Nodes)
 	return []Synced{done}, err
 }
 
+// readyToSync gives the own state and configuration, with rows that were changed by hand seen.
+func (o *Operator) readyToSync(ctx context.Context) (db.State, *config.Snapshot, error) {
+	if _, err := o.clusterState(ctx); err != nil {
+		return db.State{}, nil, err
+	}
+	if err := o.needDaemon(ctx); err != nil {
+		return db.State{}, nil, err
+	}
+	if _, _, err := o.DB.Verify(ctx); err != nil {
+		return db.State{}, nil, err
+	}
+	st, err := o.clusterState(ctx)
+	if err != nil {
+		return st, nil, err
+	}
+	s, err := o.DB.Load(ctx)
+	return st, s, err
+}
+
 // pushAll pushes to all slaves, side by side.
-func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node) ([]Synced, error) {
+func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node, confirm Confirm) ([]Synced, error) {
 	var out []Synced
 	for _, n := range nodes {
-		if n.CID != st.CID {
-			out = append(out, Synced{Node: n})
+		if n.CID == st.CID {
+			continue
 		}
+		there, err := o.peerState(ctx, n.CID)
+		if err == nil && relate(st.Position, there.Position) == Drifted && !confirm.ok("rows that were changed by hand on %s", label(n)) {
+			return nil, ErrNotConfirmed
+		}
+		out = append(out, Synced{Node: n})
 	}
 	var all sync.WaitGroup
 	for i := range out {
-		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node.CID) })
+		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node, o.DB.Push) })
 	}
 	all.Wait()
 	for _, s := range out {
@@ -62,28 +84,110 @@ func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node
 	return out, nil
 }
 
-func (o *Operator) pushTo(ctx context.Context, cid config.CID) (db.PushStats, error) {
-	asked, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	p, err := o.openPeer(asked, cid)
+// PushTo brings one slave to this master's rows, and asks before. With full every table is sent, whatever the digests say. ErrNotMaster,
+// ErrNoSuchNode.
+func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confirm Confirm) (Synced, error) {
+	if _, err := o.masterState(ctx); err != nil {
+		return Synced{}, err
+	}
+	st, s, err := o.readyToSync(ctx)
+	if err != nil {
+		return Synced{}, err
+	}
+	node, ok := memberOf(s.Nodes, cid)
+	if !ok {
+		return Synced{}, fmt.Errorf("%w (cid == %d does not exist)", ErrNoSuchNode, cid)
+	}
+	if cid == st.CID {
+		return Synced{}, fmt.Errorf("push to itself: %w", ErrAlreadyMaster)
+	}
+	if !confirm.ok("on %s whatever differs from this master's configuration %v", label(node), st.Position) {
+		return Synced{}, ErrNotConfirmed
+	}
+	done := Synced{Node: node}
+	push := o.DB.Push
+	if full {
+		push = o.DB.PushFull
+	}
+	done.Stats, err = o.pushTo(ctx, node, push)
+	return done, err
+}
+
+type pushFunc func(ctx context.Context, p *db.Peer, progress func(rows int64)) (db.PushStats, error)
+
+func (o *Operator) pushTo(ctx context.Context, n config.Node, push pushFunc) (db.PushStats, error) {
+	p, err := o.openPeerSoon(ctx, n.CID)
 	if err != nil {
 		return db.PushStats{}, err
 	}
 	defer p.Close()
-	return o.DB.Push(ctx, p, nil)
+	var progress func(rows int64)
+	if o.Progress != nil {
+		progress = func(rows int64) { o.Progress(n, rows) }
+	}
+	return push(ctx, p, progress)
 }
 
-// fetchMaster takes over the configuration of the master that this node last heard of.
-func (o *Operator) fetchMaster(ctx context.Context, st db.State, nodes []config.Node) (Synced, error) {
+// catchUp takes from the master that this node last heard of what is missing here.
+func (o *Operator) catchUp(ctx context.Context, st db.State, nodes []config.Node) (Synced, error) {
 	master, ok := memberOf(nodes, st.Promised.Owner)
 	if !ok {
 		return Synced{}, fmt.Errorf("%w: node %d, the master", ErrNoSuchNode, st.Promised.Owner)
 	}
-	done := Synced{Node: master}
-	p, err := o.openPeerSoon(ctx, master.CID)
+	there, err := o.peerState(ctx, master.CID)
+	if err != nil {
+		return Synced{Node: master, Err: err}, fmt.Errorf("the master %s: %w", label(master), err)
+	}
+	switch relate(there.Position, st.Position) {
+	case Drifted:
+		return Synced{Node: master}, fmt.Errorf("%w: rows were changed by hand here", ErrWouldOverwrite)
+	case Ahead:
+		return Synced{Node: master}, fmt.Errorf("%w: this node is at %v, the master %s at %v", ErrWouldOverwrite, st.Position, label(master), there.Position)
+	}
+	return o.take(ctx, master)
+}
+
+// Pull overwrites this slave's configuration with the master's, or with that of the node cid, which may be another slave only while the
+// master does not answer. Commits and rows that only this node has go to its journal. It asks before. ErrLocalMaster on the master;
+// ErrMasterAnswers.
+func (o *Operator) Pull(ctx context.Context, cid config.CID, confirm Confirm) (Synced, error) {
+	st, s, err := o.readyToSync(ctx)
+	if err != nil {
+		return Synced{}, err
+	}
+	if st.IsMaster() {
+		return Synced{}, ErrLocalMaster
+	}
+	master := st.Promised.Owner
+	if cid == 0 {
+		cid = master
+	}
+	node, ok := memberOf(s.Nodes, cid)
+	if !ok || cid == st.CID {
+		return Synced{}, fmt.Errorf("%w: %d", ErrNoSuchNode, cid)
+	}
+	if cid != master {
+		if m, err := o.peerState(ctx, master); err == nil && m.IsMaster() {
+			return Synced{}, fmt.Errorf("%w: node %d", ErrMasterAnswers, master)
+		}
+	}
+	there, err := o.peerState(ctx, cid)
+	if err != nil {
+		return Synced{Node: node, Err: err}, err
+	}
+	if there.Position != st.Position && !confirm.ok("this node's configuration %v with that of %s, %v", st.Position, label(node), there.Position) {
+		return Synced{}, ErrNotConfirmed
+	}
+	return o.take(ctx, node)
+}
+
+// take makes this node's configuration that of another one, which may move on meanwhile.
+func (o *Operator) take(ctx context.Context, node config.Node) (Synced, error) {
+	done := Synced{Node: node}
+	p, err := o.openPeerSoon(ctx, node.CID)
 	if err != nil {
 		done.Err = err
-		return done, fmt.Errorf("the master %s: %w", label(master), err)
+		return done, fmt.Errorf("%s: %w", label(node), err)
 	}
 	defer p.Close()
 	for range roundAttempts {
@@ -98,8 +202,8 @@ func (o *Operator) fetchMaster(ctx context.Context, st db.State, nodes []config.
 			done.Stats.To = there.Position
 			return done, nil
 		}
-		if !there.IsMaster() {
-			err = fmt.Errorf("%s: %w", label(master), ErrHostNotMaster)
+		if there.Position.Epoch != here.Promised {
+			err = fmt.Errorf("%s is in epoch %v, and %v is promised here: %w", label(node), there.Position.Epoch, here.Promised, ErrHostNotMaster)
 			break
 		}
 		if done.Stats, err = o.DB.Adopt(ctx, p, there.Position); err == nil {
@@ -110,7 +214,7 @@ func (o *Operator) fetchMaster(ctx context.Context, st db.State, nodes []config.
 		}
 	}
 	done.Err = err
-	return done, fmt.Errorf("take over from the master %s: %w", label(master), err)
+	return done, fmt.Errorf("take over from %s: %w", label(node), err)
 }
 
 func (o *Operator) openPeerSoon(ctx context.Context, cid config.CID) (*db.Peer, error) {

@@ -33,6 +33,8 @@ var hints = []struct {
 	{cluster.ErrNotMaster, `run it on the master; "pmgcm status" shows which node that is`},
 	{cluster.ErrPeerUnreachable, `"pmgcm status" says since when; see that its daemon runs and its tunnel port is open`},
 	{cluster.ErrNotInSync, `"pmgcm status" shows who is behind and why`},
+	{cluster.ErrWouldOverwrite, `"pmgcm sync --pull" overwrites it, and keeps it in the journal`},
+	{cluster.ErrMasterAnswers, `"pmgcm sync --pull" without a CID`},
 	{cluster.ErrNoSuchEntry, `"pmgcm journal list" shows what there is`},
 	{cluster.ErrTargetNotMaster, `give the master's address; "pmgcm status" on any member shows it, "pmgcm join-cmd" on it prints the command`},
 	{cluster.ErrTokenUnknown, `run "pmgcm join-cmd" on the master and paste the line that it prints`},

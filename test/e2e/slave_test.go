@@ -87,7 +87,7 @@ func TestARowChangedByHandOnASlaveIsRefusedOrSeen(t *testing.T) {
 	const untriggered = "SET session_replication_role = replica; UPDATE config.domain SET comment = comment || 'by hand'"
 	drifted := func(flags ...string) error {
 		out, _, code := master.run("pmgcm", append([]string{"status"}, flags...)...)
-		if code != 3 || !strings.Contains(out, "n2.test(2): rows were changed behind the cluster's back") || !strings.Contains(out, "remedy: `pmgcm sync`") {
+		if code != 3 || !strings.Contains(out, "n2.test(2): rows were changed behind the cluster's back") || !strings.Contains(out, "remedy: `pmgcm sync --pull`") {
 			return fmt.Errorf("status %v: exit code %d\n%s", flags, code, out)
 		}
 		return nil
@@ -100,7 +100,7 @@ func TestARowChangedByHandOnASlaveIsRefusedOrSeen(t *testing.T) {
 	if took := time.Since(changed); took > driftPatience+5*time.Second {
 		t.Errorf("it shows after %v", took)
 	}
-	slave.must("pmgcm", "sync")
+	slave.must("pmgcm", "sync", "--pull", "--yes")
 	master.eventually(master.inSync)
 
 	if out, err := slave.psql(untriggered); err != nil {
@@ -109,7 +109,7 @@ func TestARowChangedByHandOnASlaveIsRefusedOrSeen(t *testing.T) {
 	if err := drifted("--verify"); err != nil {
 		t.Error(err)
 	}
-	slave.must("pmgcm", "sync")
+	slave.must("pmgcm", "sync", "--pull", "--yes")
 	if out, _, code := master.run("pmgcm", "status", "--verify"); code != 0 {
 		t.Errorf("after sync: exit code %d\n%s", code, out)
 	}
