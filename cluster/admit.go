@@ -201,14 +201,27 @@ const maxForeignText = 300
 
 // clean makes a text from the network fit for a terminal.
 func clean(s string) string {
-	s = strings.Map(func(r rune) rune {
+	s = cleanText(s)
+	if len(s) > maxForeignText {
+		s = strings.ToValidUTF8(s[:maxForeignText], "") + "…"
+	}
+	return s
+}
+
+// cleanLines is clean for a text of several lines, of any length.
+func cleanLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = cleanText(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+func cleanText(s string) string {
+	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return ' '
 	}, s)
-	if len(s) > maxForeignText {
-		s = strings.ToValidUTF8(s[:maxForeignText], "") + "…"
-	}
-	return s
 }

@@ -48,8 +48,14 @@ var (
 	ErrNotInSync = errors.New("not in sync")
 	// ErrWouldOverwrite: a plain sync on a slave that has rows or commits of its own.
 	ErrWouldOverwrite = errors.New("this node has what the master does not have")
+	// ErrMasterAway: a command could not be carried to the master. See MasterAwayError.
+	ErrMasterAway = errors.New("configuration cannot be changed now")
 	// ErrMasterAnswers: a pull from another slave while the master is there.
 	ErrMasterAnswers = errors.New("the master answers, its configuration counts")
+	// ErrEntryClosed: the journal's entry was applied or dropped before.
+	ErrEntryClosed = errors.New("this journal entry was dealt with already")
+	// ErrRefused: the master does not take a change; its words follow.
+	ErrRefused = errors.New("refused by the master")
 	// ErrNoSuchEntry: the journal has no entry of that number.
 	ErrNoSuchEntry = errors.New("no such journal entry")
 

@@ -84,7 +84,7 @@ func TestOldMasterStepsDownAndItsOwnCommitsAreSetAside(t *testing.T) {
 	if nodes[0].hasDomain("lost.test") || !nodes[0].hasDomain("kept.test") {
 		t.Error("the old master does not hold the new one's configuration")
 	}
-	all, err := nodes[0].operator().Journal(t.Context())
+	all, err := nodes[0].operator().Journal(t.Context(), false)
 	if err != nil || len(all) != 1 || all[0].Command != "domain add lost.test" || len(all[0].Changes) == 0 ||
 		!strings.Contains(string(all[0].Changes[len(all[0].Changes)-1].New), "lost.test") {
 		t.Fatalf("journal: %+v, %v", all, err)

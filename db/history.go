@@ -100,7 +100,9 @@ func (d *DB) History(ctx context.Context, limit int) ([]HistoryEntry, error) {
 }
 
 // Journal gives the commits that were set aside, oldest first, those that were dealt with too.
-func (d *DB) Journal(ctx context.Context) ([]JournalEntry, error) { return d.journal(ctx, maxChanges, 0) }
+func (d *DB) Journal(ctx context.Context) ([]JournalEntry, error) {
+	return d.journal(ctx, maxChanges, 0)
+}
 
 // JournalEntry gives one of them with all its changes. ErrNoSuch.
 func (d *DB) JournalEntry(ctx context.Context, id int64) (JournalEntry, error) {

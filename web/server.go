@@ -42,6 +42,8 @@ type Options struct {
 	Queue *queue.Queue
 	// Status gives what /status answers, as JSON. It must answer with PostgreSQL down too; verify asks for the rows themselves.
 	Status func(ctx context.Context, verify bool) any
+	// Command runs a configuration command that an administrator typed here (from 0) or at a member; nil: none is.
+	Command func(ctx context.Context, from config.CID, c config.Command) config.CommandReply
 	// Gatherer is what /metrics shows.
 	Gatherer prometheus.Gatherer
 	Log      zerolog.Logger
@@ -69,6 +71,7 @@ func New(o Options) *Server {
 	peer.Handle("GET /metrics", public)
 	peer.HandleFunc("GET /status", s.status)
 	peer.HandleFunc("GET /queue", s.queueList)
+	peer.HandleFunc("POST /command", s.command)
 
 	control := http.NewServeMux()
 	control.Handle("/", peer)
@@ -82,14 +85,33 @@ func New(o Options) *Server {
 
 func (s *Server) server(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           http.MaxBytesHandler(h, 64<<10),
+		Handler:           bounded(h),
 		MaxHeaderBytes:    maxHeaderBytes,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          log.New(io.Discard, "", 0), // a client that breaks off is no event
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			from, _ := c.RemoteAddr().(peerAddr) // 0: not over the tunnel
+			return context.WithValue(ctx, fromKey{}, config.CID(from))
+		},
 	}
+}
+
+// fromKey is the key of the member that asks, in a request's context.
+type fromKey struct{}
+
+// bounded bounds what a request may bring: little, but for a command with its text.
+func bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limit := int64(64 << 10)
+		if r.URL.Path == "/command" {
+			limit = config.MaxCommandBytes
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
+		h.ServeHTTP(w, r)
+	})
 }
 
 // ServeControl answers at the control socket until ctx ends; it closes l.
@@ -106,8 +128,8 @@ func (s *Server) ServePublic(ctx context.Context, l net.Listener) error {
 func (s *Server) Run(ctx context.Context) error { return serve(ctx, s.peer, s.conns) }
 
 // ServePeer answers a peer on one channel of the tunnel and returns when that is closed. Run must be running.
-func (s *Server) ServePeer(ctx context.Context, _ config.CID, conn net.Conn) {
-	c := &trackedConn{Conn: conn, closed: make(chan struct{})}
+func (s *Server) ServePeer(ctx context.Context, from config.CID, conn net.Conn) {
+	c := &trackedConn{Conn: conn, from: peerAddr(from), closed: make(chan struct{})}
 	if !s.conns.put(ctx, c) {
 		_ = conn.Close()
 		return
@@ -156,6 +178,31 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	verify, _ := strconv.ParseBool(r.URL.Query().Get("verify"))
 	s.answer(w, http.StatusOK, s.opts.Status(r.Context(), verify))
+}
+
+// commandTimeout bounds the reading of a command and its running; a text of any size is one commit.
+const commandTimeout = 30 * time.Minute
+
+// command runs a configuration command, for this node's administrator or a member's: whoever is root on a member may change what all
+// members have in common.
+func (s *Server) command(w http.ResponseWriter, r *http.Request) {
+	if s.opts.Command == nil {
+		http.NotFound(w, r)
+		return
+	}
+	until := time.Now().Add(commandTimeout)
+	rc := http.NewResponseController(w)
+	if err := errors.Join(rc.SetReadDeadline(until), rc.SetWriteDeadline(until)); err != nil {
+		s.fail(w, err)
+		return
+	}
+	var c config.Command
+	if err := json.NewDecoder(r.Body).Decode(&c); err != nil {
+		s.answer(w, http.StatusBadRequest, problem{"unreadable command"})
+		return
+	}
+	from, _ := r.Context().Value(fromKey{}).(config.CID)
+	s.answer(w, http.StatusOK, s.opts.Command(r.Context(), from, c))
 }
 
 // QueueList is the answer of GET /queue: at most 10,000 items, and how many there are.
@@ -295,9 +342,22 @@ func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Name: "tunnel", Ne
 // trackedConn says when it was closed.
 type trackedConn struct {
 	net.Conn
+	from   peerAddr
 	closed chan struct{}
 	once   sync.Once
 }
+
+// peerAddr is the member at the other end of a connection.
+type peerAddr config.CID
+
+// Network is part of net.Addr.
+func (a peerAddr) Network() string { return "tunnel" }
+
+// String is part of net.Addr.
+func (a peerAddr) String() string { return "node " + strconv.Itoa(int(a)) }
+
+// RemoteAddr is part of net.Conn.
+func (c *trackedConn) RemoteAddr() net.Addr { return c.from }
 
 // Close is part of net.Conn.
 func (c *trackedConn) Close() error {

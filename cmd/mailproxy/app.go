@@ -21,7 +21,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		Name:      "mailproxy",
 		Usage:     "mail gateway that runs as a cluster",
 		UsageText: "mailproxy [--config FILE] COMMAND [ARGUMENT...]",
-		Description: "mailproxy serve is the daemon. The other commands make its node file, change the configuration (on the master) " +
+		Description: "mailproxy serve is the daemon. The other commands make its node file, change the configuration (on any node) " +
 			"and look at the queue of this node. The cluster's own commands are those of pmgcm(1).",
 		Version:   version.String(),
 		Reader:    stdin,

@@ -30,6 +30,11 @@ func configCommand() *cli.Command {
 				Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
 				Description: "Shows the difference and asks. What the file does not name is removed. All of it is one commit, or none: " +
 					"a configuration that mail could not be taken by is refused with line and reason. - reads from standard input."},
+			{Name: "rollback", Usage: "make the configuration what it was after a commit", ArgsUsage: "[EPOCH:]SERIAL", Action: configRollback,
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
+				Description: "Shows the difference and asks. It is a new commit, so that it can be taken back the same way. Settings, networks, transports " +
+					"and domains are brought back; members of the cluster are not. With EPOCH, the number before the owner in `config history`, " +
+					"the commit must be of that epoch. The history keeps 1,000 commits, or 90 days."},
 			{Name: "history", Usage: "show who changed what", Action: configHistory,
 				Flags:       []cli.Flag{&cli.IntFlag{Name: "limit", Value: 20, Usage: "show the newest `N`"}, jsonFlag()},
 				Description: "The newest comes first. What a new master did not have is not here but in `pmgcm journal`."},
@@ -68,9 +73,6 @@ func configApply(c *cli.Context) error {
 		return err
 	}
 	return withStore(c, func(ctx context.Context, s *store) error {
-		if err := s.wantMaster(ctx); err != nil {
-			return err
-		}
 		before, err := s.Load(ctx)
 		if err != nil {
 			return err
@@ -79,19 +81,73 @@ func configApply(c *cli.Context) error {
 		if err := compiles(after); err != nil {
 			return inText(args[0], parts.Locate(err))
 		}
-		differences := config.Diff(before, after)
-		if len(differences) == 0 {
-			_, err := fmt.Fprintf(c.App.Writer, "nothing to change (configuration %v)\n", before.Position)
+		return s.replace(c, before, after)
+	})
+}
+
+func configRollback(c *cli.Context) error {
+	args, err := arguments(c, 1, 1)
+	if err != nil {
+		return err
+	}
+	epoch, serial, err := parseCommit(args[0])
+	if err != nil {
+		return err
+	}
+	return withStore(c, func(ctx context.Context, s *store) error {
+		before, after, err := s.Undo(ctx, epoch, serial)
+		if errors.Is(err, db.ErrNoSuch) {
+			return withHint(fmt.Errorf("the history has no commit %s that leads to today's configuration", args[0]), "mailproxy config history --limit 100")
+		}
+		if err != nil {
 			return err
 		}
+		if err := compiles(after); err != nil {
+			return err
+		}
+		return s.replace(c, before, after)
+	})
+}
+
+// parseCommit reads "SERIAL", or "N:SERIAL" with the number of an epoch, for which "N.OWNER" is taken too.
+func parseCommit(s string) (epoch, serial int64, err error) {
+	first, rest, both := strings.Cut(s, ":")
+	if both {
+		n, _, _ := strings.Cut(first, ".")
+		if epoch, err = strconv.ParseInt(n, 10, 64); err != nil || epoch < 1 {
+			return 0, 0, usagef("config rollback: %q is no epoch", first)
+		}
+		first = rest
+	}
+	if serial, err = strconv.ParseInt(first, 10, 64); err != nil || serial < 1 {
+		return 0, 0, usagef("config rollback: %q is no serial; `mailproxy config history` shows them", first)
+	}
+	return epoch, serial, nil
+}
+
+// replace makes the configuration another one: it shows the difference, asks, and commits it, here or on the master.
+func (s *store) replace(c *cli.Context, before, after *config.Snapshot) error {
+	differences := config.Diff(before, after)
+	if len(differences) == 0 {
+		_, err := fmt.Fprintf(c.App.Writer, "nothing to change (configuration %v)\n", before.Position)
+		return err
+	}
+	slave, err := s.isSlave(c.Context)
+	if err != nil {
+		return err
+	}
+	if carriedStore(c.Context) == nil { // else it was shown and confirmed where it comes from
 		for _, d := range differences {
 			_, _ = fmt.Fprintln(c.App.Writer, clean(d.String()))
 		}
 		if err := confirm(c, len(differences)); err != nil {
 			return err
 		}
-		return s.apply(c, before, after, differences)
-	})
+	}
+	if slave {
+		return s.carry(c, config.Command{Args: []string{"config", "apply", "-", "--yes"}, Text: string(after.Text()), At: before.Position})
+	}
+	return s.apply(c, before, after, differences)
 }
 
 // applyTimeout bounds one commit of any size.

@@ -23,11 +23,15 @@ const commandTimeout = 30 * time.Second
 // store is the node's database as a command sees it.
 type store struct {
 	*db.DB
-	local *config.Local
+	local  *config.Local
+	author db.Author
 }
 
 // withStore runs do with the database of the node that --config names.
 func withStore(c *cli.Context, do func(ctx context.Context, s *store) error) error {
+	if s := carriedStore(c.Context); s != nil {
+		return do(c.Context, s)
+	}
 	local, err := config.LoadLocal(configFile(c))
 	if err != nil {
 		return noNodeFile(err)
@@ -42,7 +46,7 @@ func withStore(c *cli.Context, do func(ctx context.Context, s *store) error) err
 	if err := d.Ping(ctx); err != nil {
 		return fmt.Errorf("%w: %w", errNoDatabase, err)
 	}
-	return do(ctx, &store{d, local})
+	return do(ctx, &store{d, local, author()})
 }
 
 // errNoDatabase is what a command says that cannot reach the node's PostgreSQL.
@@ -85,7 +89,7 @@ func edit(c *cli.Context, change func(ctx context.Context, tx *db.Tx, now *confi
 // the database.
 func (s *store) commit(ctx context.Context, change func(context.Context, *db.Tx) error) (config.Position, error) {
 	var refused error
-	at, err := s.Commit(ctx, author(), func(ctx context.Context, tx *db.Tx) error {
+	at, err := s.Commit(ctx, s.author, func(ctx context.Context, tx *db.Tx) error {
 		refused = change(ctx, tx)
 		return refused
 	}, func(after *config.Snapshot) error {
@@ -177,17 +181,26 @@ func author() db.Author {
 // commandLine is this command as it can be pasted.
 func commandLine() string {
 	words := []string{"mailproxy"}
+	for _, a := range ownArgs() {
+		words = append(words, shellQuote(a))
+	}
+	return strings.Join(words, " ")
+}
+
+// ownArgs are the words of this command without --config, which is this node's own.
+func ownArgs() []string {
+	var words []string
 	args := os.Args[1:]
 	for i := 0; i < len(args); i++ {
-		if name := strings.TrimLeft(args[i], "-"); name == configFlag && strings.HasPrefix(args[i], "-") { // this node's own
+		if name := strings.TrimLeft(args[i], "-"); name == configFlag && strings.HasPrefix(args[i], "-") {
 			i++
 			continue
 		} else if strings.HasPrefix(args[i], "-") && strings.HasPrefix(name, configFlag+"=") {
 			continue
 		}
-		words = append(words, shellQuote(args[i]))
+		words = append(words, args[i])
 	}
-	return strings.Join(words, " ")
+	return words
 }
 
 func shellQuote(s string) string {

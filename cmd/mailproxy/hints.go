@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"mailproxy/cluster"
 	"mailproxy/db"
 	"mailproxy/web"
 )
@@ -27,6 +28,10 @@ func hint(err error) string {
 		return `is the daemon running? "pmgcm status" says what is wrong`
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
+	case errors.Is(err, cluster.ErrMasterAway):
+		return `wait until it is back; or, where it is lost, run "pmgcm promote" on a node that is in sync`
+	case errors.Is(err, cluster.ErrNoDaemon):
+		return `start it: "systemctl start mailproxy", or look why it ended: "journalctl -u mailproxy"`
 	case errors.Is(err, db.ErrNoLease):
 		return leaseHint
 	case errors.Is(err, fs.ErrPermission):

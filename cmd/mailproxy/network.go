@@ -18,10 +18,10 @@ func networkCommand() *cli.Command {
 		Name: "network", Usage: "our own networks, which may send to anywhere",
 		Description: "Mail from hosts of these networks is relayed to any domain; from everywhere else, only to the domains of `mailproxy domain`.",
 		Subcommands: []*cli.Command{
-			{Name: "add", Usage: "let a network send to anywhere", ArgsUsage: "NETWORK", Action: networkAdd,
+			{Name: "add", Usage: "let a network send to anywhere", ArgsUsage: "NETWORK", Action: onMaster(networkAdd),
 				Flags:       []cli.Flag{&cli.StringFlag{Name: "comment", Usage: "`TEXT` for people"}},
 				Description: "Example: mailproxy network add 10.0.0.0/8"},
-			{Name: "remove", Usage: "let a network send to anywhere no longer", ArgsUsage: "NETWORK...", Action: networkRemove,
+			{Name: "remove", Usage: "let a network send to anywhere no longer", ArgsUsage: "NETWORK...", Action: onMaster(networkRemove),
 				Description: "Sessions that are open keep what they had when their transaction began."},
 			{Name: "list", Usage: "show the networks", Flags: []cli.Flag{jsonFlag()}, Action: networkList, Description: "One line each."},
 		},

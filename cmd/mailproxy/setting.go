@@ -20,9 +20,9 @@ func settingCommand() *cli.Command {
 				Description: "A * marks what is not at its default."},
 			{Name: "get", Usage: "show one setting", ArgsUsage: "NAME", Flags: []cli.Flag{jsonFlag()}, Action: settingGet,
 				Description: "Prints the value alone."},
-			{Name: "set", Usage: "change a setting", ArgsUsage: "NAME VALUE", Action: settingSet,
+			{Name: "set", Usage: "change a setting", ArgsUsage: "NAME VALUE", Action: onMaster(settingSet),
 				Description: "Example: mailproxy setting set max_message_size 100MB"},
-			{Name: "unset", Usage: "set a setting back to its default", ArgsUsage: "NAME", Action: settingUnset,
+			{Name: "unset", Usage: "set a setting back to its default", ArgsUsage: "NAME", Action: onMaster(settingUnset),
 				Description: "The default is what setting list shows in brackets."},
 		},
 	}

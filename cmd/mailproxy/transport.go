@@ -25,11 +25,11 @@ func transportCommand() *cli.Command {
 		Description: "A transport is fixed hosts, or a look-up of MX records, with a policy for STARTTLS. Domains and the setting " +
 			"outbound_transport refer to it by name.",
 		Subcommands: []*cli.Command{
-			{Name: "add", Usage: "make a transport", ArgsUsage: "NAME", Flags: flags(), Action: transportAdd,
+			{Name: "add", Usage: "make a transport", ArgsUsage: "NAME", Flags: flags(), Action: onMaster(transportAdd),
 				Description: "Example: mailproxy transport add smarthost --to mail.example.net:587 --tls verify"},
-			{Name: "set", Usage: "change a transport", ArgsUsage: "NAME", Flags: flags(), Action: transportSet,
+			{Name: "set", Usage: "change a transport", ArgsUsage: "NAME", Flags: flags(), Action: onMaster(transportSet),
 				Description: "What is not named stays as it is."},
-			{Name: "remove", Usage: "remove a transport", ArgsUsage: "NAME...", Action: transportRemove,
+			{Name: "remove", Usage: "remove a transport", ArgsUsage: "NAME...", Action: onMaster(transportRemove),
 				Description: "Refused while a domain or setting refers to it."},
 			{Name: "list", Usage: "show the transports", Flags: []cli.Flag{jsonFlag()}, Action: transportList,
 				Description: "One line each, by name."},

@@ -130,6 +130,7 @@ func (d *daemon) open() error {
 	d.web = web.New(web.Options{
 		Node: d.local.Name, Version: version.Version, Checks: d.checks(), Queue: d.queue,
 		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
+		Command:  d.runCommand,
 		Gatherer: registry, Log: d.log,
 	})
 	return nil
