@@ -17,7 +17,7 @@ type standing struct {
 }
 
 // leaseFrom says from when on a master may count its lease: the last time that a majority of the voters, itself one of them, was known
-// to have promised no other. Two nodes have a majority only together, so that the one which is left counts from now, without majority,
+// to have promised its epoch and none above. Two nodes have a majority only together, so that the one which is left counts from now, without majority,
 // once it has asked the other and was told of no other promise.
 func leaseFrom(self config.Epoch, now time.Time, others []standing) (heard time.Time, byMajority, ok bool) {
 	voters, refused, asked := 1, false, true
@@ -31,6 +31,8 @@ func leaseFrom(self config.Epoch, now time.Time, others []standing) (heard time.
 		case o.state.Promised.Compare(self) > 0:
 			voters++
 			refused = true
+		case o.state.Promised != self: // it answered before this epoch began, or does not know of it
+			voters++
 		default:
 			voters++
 			times = append(times, o.answered)
@@ -61,9 +63,19 @@ func (n *Node) keepLease(ctx context.Context) {
 func (n *Node) renewLease(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	epoch, others := n.standings()
-	now := n.o.Now()
-	if heard, byMajority, ok := leaseFrom(epoch, now, others); ok {
+	others := n.standings()
+	mine, err := n.o.DB.State(ctx) // after the others' answers: what one of them has more than we have by now, we have lost
+	if err != nil {
+		n.warn(ctx, "lease.renew", 0, err)
+		return
+	}
+	epoch, now := mine.Position.Epoch, n.o.Now()
+	if rolledBack(mine.Position, others) {
+		if err := n.o.DB.EndLease(ctx); err != nil {
+			n.warn(ctx, "lease.renew", 0, err)
+			return
+		}
+	} else if heard, byMajority, ok := leaseFrom(epoch, now, others); ok {
 		if err := n.o.DB.RenewLease(ctx, now.Sub(heard), byMajority); err != nil {
 			n.warn(ctx, "lease.renew", 0, err)
 			return
@@ -83,8 +95,16 @@ func (n *Node) renewLease(ctx context.Context) {
 	}
 }
 
-// standings are the other members as this node last heard them, and its own epoch.
-func (n *Node) standings() (config.Epoch, []standing) {
+// rolledBack says whether another member holds commits of our own epoch which we lack: our store was rolled back, and what we would commit
+// now would bear the numbers of theirs.
+func rolledBack(mine config.Position, others []standing) bool {
+	return slices.ContainsFunc(others, func(o standing) bool {
+		return !o.answered.IsZero() && o.state.Position.Epoch == mine.Epoch && o.state.Position.Serial > mine.Serial
+	})
+}
+
+// standings are the other members as this node last heard them.
+func (n *Node) standings() []standing {
 	peers := n.peers()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -94,7 +114,7 @@ func (n *Node) standings() (config.Epoch, []standing) {
 			others[i] = standing{asked: true, answered: v.askedAt, state: v.state}
 		}
 	}
-	return n.state.Position.Epoch, others
+	return others
 }
 
 // setLease notes whether the master holds its lease, and says what was noted before.

@@ -20,6 +20,8 @@ func TestLeaseFrom(t *testing.T) {
 	other.state.Promised = config.Epoch{N: 3, Owner: 2}
 	joins := heard(0)
 	joins.state.Position.Epoch = config.Epoch{}
+	older := heard(0)
+	older.state.Promised = config.Epoch{N: 1, Owner: 1}
 	silent, unasked := standing{asked: true}, standing{}
 	for _, c := range []struct {
 		name       string
@@ -40,6 +42,8 @@ func TestLeaseFrom(t *testing.T) {
 		{"three, both silent", []standing{silent, silent}, 0, false, false},
 		{"three, one has promised a higher epoch, one heard", []standing{other, heard(time.Second)}, time.Second, true, true},
 		{"three, one has promised a higher epoch, one silent", []standing{other, silent}, 0, false, false},
+		{"two, the other knows an older epoch", []standing{older}, 0, false, true},
+		{"three, one knows an older epoch", []standing{silent, older}, 0, false, false},
 		{"three, the newer of two counts", []standing{heard(8 * time.Second), heard(time.Second)}, time.Second, true, true},
 		{"four, the second newest of three counts", []standing{heard(8 * time.Second), heard(time.Second), heard(2 * time.Second)},
 			2 * time.Second, true, true},
@@ -111,4 +115,38 @@ func TestOfTwoNodesTheMasterGoesOnAlone(t *testing.T) {
 	}
 	nodes[0].start()
 	eventually(t, "configuration is taken again", func() bool { _, err := nodes[0].putDomain("later.test"); return err == nil })
+}
+
+func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[0].mustPutDomain("kept.test")
+	inSync(t, nodes...)
+	for _, n := range nodes {
+		n.stopDaemon()
+	}
+	// Yesterday's database: the last commit is not in it.
+	nodes[0].psql(`DELETE FROM config.domain; DELETE FROM config.change WHERE serial = (SELECT serial FROM node.position);
+		DELETE FROM config.history WHERE serial = (SELECT serial FROM node.position); UPDATE node.position SET serial = serial - 1;
+		SELECT node.recount(); DELETE FROM node.lease`)
+	for _, n := range nodes {
+		n.start()
+	}
+	eventually(t, "status says so, with the remedy", func() bool {
+		for _, p := range row(t, nodes[0].status(StatusParams{}), 1).Problems {
+			if strings.HasPrefix(p.What, "rolled back: ") && strings.HasPrefix(p.Remedy, "`pmgcm promote` on node ") {
+				return true
+			}
+		}
+		return false
+	})
+	if _, err := nodes[0].putDomain("other.test"); !errors.Is(err, db.ErrNoLease) {
+		t.Errorf("commit on the rolled-back master: %v, want ErrNoLease", err)
+	}
+	if _, err := nodes[1].operator().Promote(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, nodes[1], nodes[0], nodes[2])
+	if !nodes[0].hasDomain("kept.test") {
+		t.Error("what only the slaves had is lost")
+	}
 }

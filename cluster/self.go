@@ -282,7 +282,7 @@ func (n *Node) rolledBack(st db.State) []Problem {
 		p := v.state.Position
 		if v.answered && v.err == nil && p.Epoch == st.Position.Epoch && p.Serial > st.Position.Serial {
 			out = append(out, Problem{
-				fmt.Sprintf("rolled back: node %d holds %v, this master %v of the same epoch", cid, p, st.Position),
+				fmt.Sprintf("rolled back: node %d holds %v, this master %v of the same epoch; no configuration is taken here", cid, p, st.Position),
 				fmt.Sprintf("`pmgcm promote` on node %d", cid),
 			})
 		}

@@ -24,6 +24,18 @@ func (d *DB) RenewLease(ctx context.Context, age time.Duration, majority bool) e
 	return nil
 }
 
+// EndLease takes the lease away at once, and a waiver of it.
+func (d *DB) EndLease(ctx context.Context) error {
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SELECT node.end_lease()")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("end lease: %w", err)
+	}
+	return nil
+}
+
 // HasLease says whether this node may write, if it is the master: it holds the lease, needs none since it has no other members, or a
 // forced promote has waived it.
 func (d *DB) HasLease(ctx context.Context) (bool, error) {

@@ -35,6 +35,14 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- end_lease takes the lease away, and a waiver of it.
+-- +goose StatementBegin
+CREATE FUNCTION node.end_lease() RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE node.position SET lease_waived = false WHERE lease_waived;
+    DELETE FROM node.lease;
+$$;
+-- +goose StatementEnd
+
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION node.guard() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE p node.position;
