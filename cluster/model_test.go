@@ -1,0 +1,109 @@
+package cluster
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// The model is a cluster of two or three nodes as a state machine: every step that a node, its database, an operator or a fault
+// takes is one transition, and every order of them is tried, up to a number of commits and rounds. What is decided is decided by the
+// functions of decide.go themselves; what the database does is in model_world_test.go, as db/migrations have it, what round.go,
+// master.go, probe.go and sync.go do is in model_steps_test.go. The rules are in model_rules_test.go, the mutants, each of which must
+// break one, in model_mutants_test.go.
+
+// visited is a world that was reached, and how.
+type visited struct {
+	world world
+	from  int32
+	by    modelStep
+}
+
+// explore tries everything, nearest first, and gives the shortest way to a broken rule, or how many worlds there are.
+func (m *model) explore() (worlds int, found finding, trace string) {
+	m.healed = map[world]finding{}
+	if m.mayCommit == nil {
+		m.decisions = ours()
+	}
+	start := born(m)
+	seen := map[world]struct{}{start: {}}
+	all := []visited{{world: start, from: -1}}
+	for at := 0; at < len(all); at++ {
+		w := all[at].world
+		m.next(&w, func(by modelStep, after world) {
+			if found.rule != "" {
+				return
+			}
+			if _, ok := seen[after]; ok && !m.checksSteps(&w, &after) {
+				return
+			}
+			found = m.check(&w, &after)
+			if _, ok := seen[after]; !ok {
+				seen[after] = struct{}{}
+				all = append(all, visited{after, int32(at), by})
+			}
+			if found.rule != "" {
+				all = append(all, visited{after, int32(at), by})
+			}
+		})
+		if found.rule != "" {
+			return len(all), found, traceOf(all, len(all)-1)
+		}
+	}
+	return len(all), finding{}, ""
+}
+
+// checksSteps says whether the step itself, not only where it leads, may break a rule.
+func (m *model) checksSteps(before, after *world) bool { return m.wentBack(before, after) != "" }
+
+// traceOf is the way to a world, a step a line, and with each what the nodes then are where that changed.
+func traceOf(all []visited, at int) string {
+	var path []int
+	for ; at >= 0; at = int(all[at].from) {
+		path = append(path, at)
+	}
+	var b strings.Builder
+	last := ""
+	for n := len(path) - 1; n >= 0; n-- {
+		v := &all[path[n]]
+		if v.from < 0 {
+			b.WriteString("   at first\n")
+		} else {
+			fmt.Fprintf(&b, "%4d %v\n", len(path)-1-n, v.by)
+		}
+		if now := v.world.String(); now != last {
+			b.WriteString(now)
+			last = now
+		}
+	}
+	return b.String()
+}
+
+// bounds are the clusters that are explored, each to its end.
+func bounds() map[string]model {
+	return map[string]model{
+		"two nodes":                          {nodes: 2, budget: budget{changes: 2, rounds: 1, forced: 1, recovers: 1}},
+		"two nodes, two forces":              {nodes: 2, budget: budget{changes: 2, forced: 2}},
+		"two nodes, a sync":                  {nodes: 2, budget: budget{changes: 2, forced: 1, syncs: 1}},
+		"two nodes, one joining":             {nodes: 2, joining: 1, budget: budget{changes: 1, forced: 1, rounds: 1}},
+		"three nodes, two promotes":          {nodes: 3, budget: budget{changes: 1, rounds: 2}},
+		"three nodes, a promote and a force": {nodes: 3, budget: budget{changes: 1, rounds: 1, forced: 1}},
+		"three nodes, a refused master":      {nodes: 3, budget: budget{changes: 1, rounds: 1, recovers: 1}},
+		"three nodes, one joining":           {nodes: 3, joining: 1, budget: budget{changes: 1, rounds: 1, forced: 1}},
+		"three nodes, a sync":                {nodes: 3, budget: budget{changes: 1, rounds: 1, syncs: 1}},
+		"three nodes, a lease":               {nodes: 3, lease: true, budget: budget{changes: 2, rounds: 1, recovers: 1}},
+	}
+}
+
+func TestModelHolds(t *testing.T) {
+	for name, m := range bounds() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			worlds, found, trace := m.explore()
+			if found.rule != "" {
+				t.Fatalf("%s: %s\n%s", found.rule, found.text, trace)
+			}
+			t.Logf("%d worlds, %d of them at rest", worlds, len(m.healed))
+		})
+	}
+}
