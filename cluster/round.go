@@ -234,11 +234,17 @@ func (r *round) adopt(ctx context.Context, contacts []*contact, self config.CID)
 		return self, nil
 	}
 	r.say("taking over the configuration of %s at %v", label(from.node), from.state.Position)
+	here := from.state.Position // its own is among those that were compared
+	for _, c := range contacts {
+		if c.node.CID == self {
+			here = c.state.Position
+		}
+	}
 	for _, c := range contacts {
 		if c.node.CID != from.node.CID {
 			continue
 		}
-		if _, err := r.db.Adopt(ctx, c.peer, from.state.Position); err != nil {
+		if _, err := r.db.Adopt(ctx, c.peer, here, from.state.Position); err != nil {
 			if ctx.Err() != nil {
 				return 0, ctx.Err()
 			}

@@ -206,7 +206,7 @@ func (o *Operator) take(ctx context.Context, node config.Node) (Synced, error) {
 			err = fmt.Errorf("%s is in epoch %v, and %v is promised here: %w", label(node), there.Position.Epoch, here.Promised, ErrHostNotMaster)
 			break
 		}
-		if done.Stats, err = o.DB.Adopt(ctx, p, there.Position); err == nil {
+		if done.Stats, err = o.DB.Adopt(ctx, p, here.Position, there.Position); err == nil {
 			return done, nil
 		}
 		if !errors.Is(err, db.ErrMoved) && !errors.Is(err, db.ErrStale) {

@@ -11,16 +11,16 @@ import (
 	"mailproxy/config"
 )
 
-// Adopt overwrites this node's configuration with a peer's at exactly one position: the step of a node that promotes itself, so it
-// must have promised itself an epoch above. What it costs follows the commits that are missing here, where the peer's history leads
-// from here to there. Own commits that the peer's history lacks go to the journal. ErrMoved where the peer is at another position by now,
-// ErrStale where this node has promised otherwise.
-func (d *DB) Adopt(ctx context.Context, p *Peer, at config.Position) (PushStats, error) {
+// Adopt overwrites this node's configuration, which the caller has compared at here, with a peer's at exactly one position: the step of a
+// node that promotes itself, so it must have promised itself an epoch above. What it costs follows the commits that are missing here, where the peer's history leads
+// from here to there. Own commits that the peer's history lacks go to the journal. ErrMoved where the peer or this node is at another
+// position by now, so that nothing that came in meanwhile is taken back; ErrStale where this node has promised otherwise.
+func (d *DB) Adopt(ctx context.Context, p *Peer, here, at config.Position) (PushStats, error) {
 	start := time.Now()
-	stats, err := d.adopt(ctx, p, at, false)
+	stats, err := d.adopt(ctx, p, here, at, false)
 	// A peer of an older version knows no way but the whole; after rows were changed by hand, commits do not lead to the same ones.
 	if mapped := mapError(err); errors.Is(mapped, errNoPath) || errors.Is(mapped, ErrDrift) || isUndefined(err) {
-		stats, err = d.adopt(ctx, p, at, true)
+		stats, err = d.adopt(ctx, p, here, at, true)
 	}
 	stats.Took = time.Since(start)
 	if err != nil {
@@ -29,20 +29,15 @@ func (d *DB) Adopt(ctx context.Context, p *Peer, at config.Position) (PushStats,
 	return stats, nil
 }
 
-func (d *DB) adopt(ctx context.Context, p *Peer, at config.Position, full bool) (PushStats, error) {
-	stats := PushStats{To: at, Full: full}
+func (d *DB) adopt(ctx context.Context, p *Peer, here, at config.Position, full bool) (PushStats, error) {
+	stats := PushStats{From: here, To: at, Full: full}
 	err := d.write(ctx, func(tx pgx.Tx) error {
-		here, err := readState(ctx, tx)
-		if err != nil {
-			return err
-		}
-		stats.From = here.Position
 		if _, err := tx.Exec(ctx, "SELECT node.stage()"); err != nil {
 			return err
 		}
-		from, whole := here.Position, []string{}
+		whole := []string{}
 		sql := fmt.Sprintf("SELECT * FROM node.export_delta(%d, %d, %d, %d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial,
-			from.Epoch.N, from.Epoch.Owner, from.Serial)
+			here.Epoch.N, here.Epoch.Owner, here.Serial)
 		if full {
 			sql = fmt.Sprintf("SELECT * FROM node.export_config(%d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial)
 			if err := tx.QueryRow(ctx, "SELECT ARRAY(SELECT node.tables())").Scan(&whole); err != nil {
@@ -54,11 +49,26 @@ func (d *DB) adopt(ctx context.Context, p *Peer, at config.Position, full bool) 
 		if err != nil {
 			return err
 		}
+		if err := stillAt(ctx, tx, here); err != nil {
+			return err
+		}
 		var touched int64
 		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.adopt($1, $2, $3, $4, $5)", at.Epoch.N, at.Epoch.Owner, at.Serial,
 			at.Digest[:], whole).Scan(&stats.Journalled, &touched)
 	})
 	return stats, err
+}
+
+// stillAt holds the position for the rest of the transaction: while rows were on their way a push may have brought this node further.
+func stillAt(ctx context.Context, tx pgx.Tx, here config.Position) error {
+	if _, err := tx.Exec(ctx, "SELECT FROM node.position FOR UPDATE"); err != nil {
+		return err
+	}
+	now, err := readState(ctx, tx)
+	if err == nil && now.Position.Compare(here) != 0 {
+		return fmt.Errorf("%w: here it is %v, not %v", ErrMoved, now.Position, here)
+	}
+	return err
 }
 
 // isUndefined says whether a function was asked for that is not there.

@@ -250,10 +250,10 @@ func TestAdoptTakesTheNewestPosition(t *testing.T) {
 	}
 	moved := s.Position
 	moved.Serial--
-	if _, err := c[1].Adopt(t.Context(), p, moved); !errors.Is(err, db.ErrMoved) {
+	if _, err := c[1].Adopt(t.Context(), p, c[1].state(t).Position, moved); !errors.Is(err, db.ErrMoved) {
 		t.Errorf("at another position: %v", err)
 	}
-	if stats, err := c[1].Adopt(t.Context(), p, s.Position); err != nil || stats.Rows == 0 || stats.Bytes == 0 || stats.Journalled != 0 {
+	if stats, err := c[1].Adopt(t.Context(), p, c[1].state(t).Position, s.Position); err != nil || stats.Rows == 0 || stats.Bytes == 0 || stats.Journalled != 0 {
 		t.Fatalf("adopt %+v, %v", stats, err)
 	}
 	same(t, c[1], c[2])
@@ -282,14 +282,14 @@ func TestAdoptOnASlaveAndWithoutARight(t *testing.T) {
 	put(t, c[0].DB, "a.test")
 	p := peer(t, c[0], 2)
 	at := c[0].state(t).Position
-	if _, err := c[1].Adopt(t.Context(), p, at); err != nil {
+	if _, err := c[1].Adopt(t.Context(), p, c[1].state(t).Position, at); err != nil {
 		t.Fatal(err)
 	}
 	same(t, c[0], c[1])
 	if _, err := c[1].Promise(t.Context(), config.Epoch{N: 2, Owner: 3}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c[1].Adopt(t.Context(), p, at); !errors.Is(err, db.ErrStale) {
+	if _, err := c[1].Adopt(t.Context(), p, c[1].state(t).Position, at); !errors.Is(err, db.ErrStale) {
 		t.Errorf("adopt after a promise to another: %v", err)
 	}
 }

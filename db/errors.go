@@ -25,8 +25,8 @@ var (
 	ErrDrift = errors.New("rows differ after the push")
 	// ErrNewer is a peer whose schema is too old for our rows.
 	ErrNewer = errors.New("the peer's schema is older than our rows")
-	// ErrMoved is a peer that is not at the position that was asked for.
-	ErrMoved = errors.New("the peer is at another position by now")
+	// ErrMoved is a peer that is not at the position that was asked for, or this node where it is not at the one that was compared.
+	ErrMoved = errors.New("the position is another by now")
 	// ErrNoLease is a write on a master that has not heard a majority of the nodes for too long.
 	ErrNoLease = errors.New("no majority of the nodes was heard lately")
 	// ErrOtherCluster is a peer in another cluster.

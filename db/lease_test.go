@@ -121,7 +121,7 @@ func TestAdoptSendsOnlyWhatIsMissing(t *testing.T) {
 	put(t, c[0].DB, "b.test")
 	adopt := func() db.PushStats {
 		t.Helper()
-		stats, err := c[1].Adopt(t.Context(), peer(t, c[0], 2), c[0].state(t).Position)
+		stats, err := c[1].Adopt(t.Context(), peer(t, c[0], 2), c[1].state(t).Position, c[0].state(t).Position)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +139,7 @@ func TestAdoptSendsOnlyWhatIsMissing(t *testing.T) {
 	if s := adopt(); !s.Full {
 		t.Errorf("drifted: %+v", s)
 	}
-	if _, err := c[2].Adopt(t.Context(), peer(t, c[0], 3), c[0].state(t).Position); err != nil {
+	if _, err := c[2].Adopt(t.Context(), peer(t, c[0], 3), c[2].state(t).Position, c[0].state(t).Position); err != nil {
 		t.Fatal(err)
 	}
 }

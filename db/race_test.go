@@ -48,7 +48,24 @@ func TestAdoptIsRefusedOnceTheOwnEpochHasBegun(t *testing.T) {
 	}
 	put(t, c[1].DB, "b.test")
 	before := c[1].state(t)
-	if _, err := c[1].Adopt(t.Context(), peer(t, c[0], 2), at); !errors.Is(err, db.ErrStale) {
+	if _, err := c[1].Adopt(t.Context(), peer(t, c[0], 2), before.Position, at); !errors.Is(err, db.ErrStale) {
+		t.Errorf("adopt: %v", err)
+	}
+	if after := c[1].state(t); after != before {
+		t.Errorf("from %+v to %+v", before, after)
+	}
+}
+
+// While the rows of an older position are on their way to a node, a push may bring it further.
+func TestAdoptTakesNothingBackThatCameMeanwhile(t *testing.T) {
+	c := cluster(t, 3)
+	compared := c[1].state(t).Position
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[2])
+	put(t, c[0].DB, "b.test")
+	push(t, c[0], c[1])
+	before := c[1].state(t)
+	if _, err := c[1].Adopt(t.Context(), peer(t, c[2], 2), compared, c[2].state(t).Position); !errors.Is(err, db.ErrMoved) {
 		t.Errorf("adopt: %v", err)
 	}
 	if after := c[1].state(t); after != before {
