@@ -166,6 +166,13 @@ func adoptFrom(self config.CID, answers []answer) (answer, bool) {
 	return best[0], true
 }
 
+// holds says whether a member has a commit from the master that made it, so that it counts for the majority which no later promote
+// can pass by. A position alone does not say so: one that took it over for a round of its own has promised more, and another round that it
+// had promised before may begin without; and a higher epoch may have begun from an older position.
+func holds(theirs db.State, pos config.Position) bool {
+	return theirs.Promised == pos.Epoch && theirs.Position.Epoch == pos.Epoch && theirs.Position.Serial >= pos.Serial
+}
+
 // sameMembers says whether two member lists hold the same nodes.
 func sameMembers(a, b []config.Node) bool {
 	if len(a) != len(b) {

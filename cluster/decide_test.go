@@ -135,6 +135,29 @@ func TestAdoptFrom(t *testing.T) {
 	}
 }
 
+func TestHolds(t *testing.T) {
+	pos := at(2, 1, 7, 0)
+	for _, c := range []struct {
+		name     string
+		at       config.Position
+		promised config.Epoch
+		want     bool
+	}{
+		{"there", pos, pos.Epoch, true},
+		{"further", at(2, 1, 9, 0), pos.Epoch, true},
+		{"not yet", at(2, 1, 6, 0), pos.Epoch, false},
+		{"in an epoch before", at(1, 1, 7, 0), pos.Epoch, false},
+		{"in a higher epoch, which may have begun without it", at(3, 2, 9, 0), config.Epoch{N: 3, Owner: 2}, false},
+		{"there, and with more promised: perhaps it took it over for a round of its own", pos, config.Epoch{N: 3, Owner: 2}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := holds(db.State{Position: c.at, Promised: c.promised}, pos); got != c.want {
+				t.Errorf("holds = %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
 func TestDrifted(t *testing.T) {
 	state := func(p config.Position) db.State { return db.State{CID: 2, ClusterID: "c", Position: p} }
 	for _, c := range []struct {

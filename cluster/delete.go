@@ -60,7 +60,7 @@ func (o *Operator) Delete(ctx context.Context, cid config.CID, confirm func(conf
 	return d, nil
 }
 
-// waitHeld waits until every member in reach but except holds pos or more; and for those out of reach as long as no majority of the
+// waitHeld waits until every member in reach but except holds what was committed at pos; and for those out of reach as long as no majority of the
 // list holds it, until the patience is over. It gives those that do not hold it, and whether a majority does, or all do that could.
 func (o *Operator) waitHeld(ctx context.Context, members []config.Node, pos config.Position, except config.CID) ([]config.Node, bool) {
 	own, err := o.state(ctx)
@@ -106,7 +106,7 @@ func (o *Operator) askHeld(ctx context.Context, left map[config.CID]config.Node,
 			switch {
 			case err != nil:
 				unreachable++
-			case st.Position.Compare(pos) >= 0:
+			case holds(st, pos):
 				told = append(told, cid)
 			}
 		})
