@@ -29,9 +29,11 @@ ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo 'sudo env "PATH=$$PATH" "GOFLAGS=$
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mailproxy ./cmd/pmgcm
 
-# Everything, with the race detector. It needs cgo and a PostgreSQL server's programs: installed if they are not there.
+# The model of promote to its larger bounds, then everything with the race detector. That needs cgo and a PostgreSQL server's programs:
+# installed if they are not there.
 test:
 	scripts/deps build test
+	$(ROOT) env MODEL=deep go test -run '^TestModel' ./cluster
 	$(ROOT) go test -race -timeout 15m ./...
 
 # The packages in which much happens at once, again and again.

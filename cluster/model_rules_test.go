@@ -16,6 +16,7 @@ const (
 	goesBack     rule = "promise, epoch and serial never go back"
 	nothingLost  rule = "what was acknowledged is in a history or a journal"
 	majorityKept rule = "what a majority had survives every promote that was not forced"
+	rightlySaid  rule = "what a command says a majority knows, a majority took from its master"
 	handedOver   rule = "a promote that the last master has promised loses nothing of its epoch"
 	notAside     rule = "nothing acknowledged is set aside" // no rule of ours; what the lease makes true of a master that is cut off
 	whole        rule = "a node's rows are its line at its position"
@@ -39,6 +40,7 @@ func (m *model) check(before *world, after *world) finding {
 		{goesBack, func() string { return m.wentBack(before, after) }},
 		{nothingLost, func() string { return m.lost(after) }},
 		{majorityKept, func() string { return m.droppedByPromote(after) }},
+		{rightlySaid, func() string { return m.saidTooMuch(after) }},
 		{handedOver, func() string { return m.lostInHandOver(after) }},
 		{whole, func() string { return m.torn(after) }},
 	} {
@@ -114,6 +116,23 @@ func (m *model) droppedByPromote(w *world) string {
 				continue
 			}
 			return fmt.Sprintf("a majority had %v/%d, and epoch %v began without it", c.epoch.epoch(), c.serial, b.epoch.epoch())
+		}
+	}
+	return ""
+}
+
+// saidTooMuch finds a commit of which askHeld and enough, in delete.go, say on its node that a majority knows it.
+func (m *model) saidTooMuch(w *world) string {
+	for _, c := range w.commits[:w.made] {
+		pos := config.Position{Epoch: c.epoch.epoch(), Serial: int64(c.serial)}
+		told := 1
+		for i := range m.nodes {
+			if i+1 != int(c.by) && m.holds(w.state(i), pos) {
+				told++
+			}
+		}
+		if told >= m.majority(m.nodes) && !m.had(c) {
+			return fmt.Sprintf("node %d counts %d nodes that know %v, and %d took it from it", c.by, told, pos, bits.OnesCount8(c.takers))
 		}
 	}
 	return ""
@@ -210,12 +229,11 @@ func (m *model) healsTogether(w *world) finding {
 	return finding{}
 }
 
-// mastersByForce finds a master by force that may not configure once its lease is over: whoever used force did so because no majority
-// was left.
+// mastersByForce finds a master by force whose lease may be over although nobody can be heard: it was promoted so for want of a majority.
 func (m *model) mastersByForce(w *world, reach uint8) finding {
 	for i := range m.nodes {
 		h := &w.hosts[i]
-		if reach&(1<<i) != 0 && roleOf(w.state(i)) == Master && w.forcedSince(h.at.hist, h.at.epoch-1) && m.lease && m.flaws.leaseBindsForce {
+		if reach&(1<<i) != 0 && h.lapsed && h.waived && roleOf(w.state(i)) == Master {
 			return finding{notWedged, fmt.Sprintf("node %d was promoted by force and has no lease for want of a majority:\n%v", i+1, w)}
 		}
 	}
@@ -244,7 +262,9 @@ func (m *model) settle(w *world, reach uint8) {
 					m.meet(w, i, j)
 				}
 			}
-			w.hosts[i].lapsed = w.hosts[i].lapsed && reach&(1<<i) == 0
+			if reach&(1<<i) != 0 && m.hasMajority(w, reach) {
+				w.hosts[i].lapsed, w.hosts[i].waived = false, false
+			}
 		}
 		if *w != before {
 			continue

@@ -34,12 +34,13 @@ type decisions struct {
 	relate    func(master, theirs config.Position) Relation
 	mayCommit func(db.State) bool
 	wedged    func(*Node) bool
+	holds     func(db.State, config.Position) bool
 }
 
 func ours() decisions {
 	return decisions{
 		adoptFrom: adoptFrom, nextEpoch: nextEpoch, majority: majority, voters: voters, votes: votes, relate: relate,
-		mayCommit: func(s db.State) bool { return roleOf(s) == Master }, wedged: (*Node).wedged,
+		mayCommit: func(s db.State) bool { return roleOf(s) == Master }, wedged: (*Node).wedged, holds: holds,
 	}
 }
 
@@ -162,14 +163,14 @@ func (m *model) nodeSteps(w *world, i int, take taker) {
 	if h.durable != h.promised {
 		take(modelStep{kind: doCrash, node: uint8(i)}, crashed(w, i))
 	}
-	if m.lease && !h.lapsed && roleOf(w.state(i)) == Master {
+	if m.lease && !h.lapsed && (!h.waived || m.flaws.leaseBindsForce) && roleOf(w.state(i)) == Master {
 		after := *w
 		after.hosts[i].lapsed = true
 		take(modelStep{kind: doLapse, node: uint8(i)}, after)
 	}
-	if h.lapsed && i+1 != m.cut {
+	if (h.lapsed || h.waived) && m.lease && i+1 != m.cut && roleOf(w.state(i)) == Master && m.hasMajority(w, 1<<m.nodes-1) {
 		after := *w
-		after.hosts[i].lapsed = false
+		after.hosts[i].lapsed, after.hosts[i].waived = false, false
 		take(modelStep{kind: doRenew, node: uint8(i)}, after)
 	}
 }
@@ -343,9 +344,9 @@ func (m *model) begun(w *world, i int, heardBy, kind uint8) (ride, bool) {
 	if left[kind] == 0 {
 		return ride{}, false
 	}
-	r := ride{phase: phaseAsked, node: uint8(i), forced: kind == 1, recovers: kind == 2}
 	self := w.state(i)
-	if joining(self) || self.IsMaster() && !r.recovers || r.recovers && !m.wedged(m.viewOf(w, i, heardBy)) {
+	r := ride{phase: phaseAsked, node: uint8(i), forced: kind == 1, recovers: kind == 2 || self.IsMaster() && w.hosts[i].lapsed}
+	if joining(self) || self.IsMaster() && !r.recovers || kind == 2 && !m.wedged(m.viewOf(w, i, heardBy)) {
 		return r, false
 	}
 	answers := make([]answer, m.nodes)
@@ -354,6 +355,9 @@ func (m *model) begun(w *world, i int, heardBy, kind uint8) (ride, bool) {
 		if heardBy&(1<<j) != 0 {
 			answers[j].state, answers[j].err = w.state(j), nil
 			r.contact[j] = peerContacted
+			if r.recovers && w.hosts[j].at.epoch > w.hosts[i].at.epoch {
+				return r, false
+			}
 		}
 	}
 	if !m.enough(answers, false, r.forced) {
@@ -467,6 +471,7 @@ func (m *model) adopts(w *world, k int) bool {
 	if !m.enough(answers, true, r.forced) {
 		return false
 	}
+	r.forced = !m.enough(answers, true, false) // mandate, in round.go
 	from, ok := m.adoptFrom(config.CID(i+1), answers)
 	if !ok {
 		return false
@@ -477,7 +482,10 @@ func (m *model) adopts(w *world, k int) bool {
 			return false
 		}
 		w.apply(i, at, true, m.flaws)
-		if m.flaws.holdersCount {
+		switch {
+		case w.hosts[i].promised == at.epoch: // somebody else has begun, and node i, which has promised it, takes it as a slave does
+			w.takes(i)
+		case m.flaws.holdersCount:
 			w.holds(i)
 		}
 	}
@@ -495,7 +503,7 @@ func (m *model) begins(w *world, k int) bool {
 		return false
 	}
 	w.rides[k] = ride{}
-	w.hosts[r.node].lapsed = false // a majority was heard, or force was used
+	h.lapsed, h.waived = false, m.lease && r.forced
 	w.add(int(r.node), modelCommit{epoch: r.epoch, serial: h.at.serial + 1, begins: true, forced: r.forced, handed: r.handed})
 	return true
 }

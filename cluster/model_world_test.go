@@ -57,6 +57,8 @@ type modelHost struct {
 	journal set
 	// lapsed is a master whose lease is over.
 	lapsed bool
+	// waived is a master by force that needs no lease until it hears a majority.
+	waived bool
 }
 
 // A modelCommit is a row of config.history; one that begins an epoch stands for the row of config.epoch, too.
@@ -65,7 +67,7 @@ type modelCommit struct {
 	serial uint8
 	by     uint8
 	begins bool
-	forced bool // it begins an epoch without asking for a majority
+	forced bool // it begins an epoch without a majority's promises
 	handed bool // it begins an epoch, and the last master has promised it
 	// takers are the nodes, as bits, that took it from its epoch's master. What a majority of nodes merely hold does not count as had:
 	// one that took it over for a round of its own has promised more, and a round that was promised before does not know.
