@@ -16,5 +16,6 @@
 // the run directory; every one of its methods can be killed at any instant and be called again.
 //
 // Invariants: a node's promise and epoch never go back. In one epoch one node commits. What only a loser knew ends in its
-// journal. The decisions (what a position means beside another, majorities, whom to adopt from) are pure functions in decide.go.
+// journal. The decisions (what a position means beside another, majorities, whom to adopt from) are pure functions in decide.go; model_test.go
+// tries every order of what may happen with them.
 package cluster

@@ -6,6 +6,7 @@ import (
 
 	"mailproxy/config"
 	"mailproxy/db"
+	"mailproxy/test/history"
 )
 
 // A mutant is the model with one thing wrong, and the rules that this breaks.
@@ -98,11 +99,21 @@ func TestModelFindsMutants(t *testing.T) {
 				if c.change != nil {
 					c.change(&m.decisions)
 				}
-				worlds, found, trace := m.explore()
+				worlds, found, way := m.explore()
 				if found.rule != r {
 					t.Fatalf("nothing found in %d worlds", worlds)
 				}
-				t.Logf("%s, after %d worlds:\n%s", found.text, worlds, trace)
+				t.Logf("%s, after %d worlds:\n%s", found.text, worlds, way)
+				if !slices.Contains(seenFromOutside(), r) {
+					return
+				}
+				violations := history.Check(factsOf(&m, way))
+				if len(violations) == 0 {
+					t.Error("the checker of histories sees nothing in it")
+				}
+				for _, v := range violations {
+					t.Logf("the checker: %v", v)
+				}
 			})
 		}
 	}
@@ -116,7 +127,7 @@ func TestLeaseKeepsACutOffMasterFromAcknowledging(t *testing.T) {
 		t.Error("without a lease nothing was set aside")
 	}
 	with := model{nodes: 3, cut: 1, lease: true, budget: budget{changes: 1, rounds: 1}, rules: []rule{notAside}}
-	if worlds, found, trace := with.explore(); found.rule != "" {
-		t.Errorf("%s, after %d worlds:\n%s", found.text, worlds, trace)
+	if worlds, found, way := with.explore(); found.rule != "" {
+		t.Errorf("%s, after %d worlds:\n%s", found.text, worlds, way)
 	}
 }

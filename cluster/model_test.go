@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,7 +22,7 @@ type visited struct {
 }
 
 // explore tries everything, nearest first, and gives the shortest way to a broken rule, or how many worlds there are.
-func (m *model) explore() (worlds int, found finding, trace string) {
+func (m *model) explore() (worlds int, found finding, way way) {
 	m.healed = map[world]finding{}
 	if m.mayCommit == nil {
 		m.decisions = ours()
@@ -48,29 +49,36 @@ func (m *model) explore() (worlds int, found finding, trace string) {
 			}
 		})
 		if found.rule != "" {
-			return len(all), found, traceOf(all, len(all)-1)
+			return len(all), found, wayTo(all, len(all)-1)
 		}
 	}
-	return len(all), finding{}, ""
+	return len(all), finding{}, nil
 }
 
 // checksSteps says whether the step itself, not only where it leads, may break a rule.
 func (m *model) checksSteps(before, after *world) bool { return m.wentBack(before, after) != "" }
 
-// traceOf is the way to a world, a step a line, and with each what the nodes then are where that changed.
-func traceOf(all []visited, at int) string {
-	var path []int
+// A way is how a world was reached, from the first.
+type way []visited
+
+func wayTo(all []visited, at int) way {
+	var w way
 	for ; at >= 0; at = int(all[at].from) {
-		path = append(path, at)
+		w = append(w, all[at])
 	}
+	slices.Reverse(w)
+	return w
+}
+
+// String gives a step a line, and with each what the nodes then are where that changed.
+func (w way) String() string {
 	var b strings.Builder
 	last := ""
-	for n := len(path) - 1; n >= 0; n-- {
-		v := &all[path[n]]
-		if v.from < 0 {
+	for n, v := range w {
+		if n == 0 {
 			b.WriteString("   at first\n")
 		} else {
-			fmt.Fprintf(&b, "%4d %v\n", len(path)-1-n, v.by)
+			fmt.Fprintf(&b, "%4d %v\n", n, v.by)
 		}
 		if now := v.world.String(); now != last {
 			b.WriteString(now)
@@ -116,9 +124,9 @@ func TestModelHolds(t *testing.T) {
 	for name, m := range bounds() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			worlds, found, trace := m.explore()
+			worlds, found, way := m.explore()
 			if found.rule != "" {
-				t.Fatalf("%s: %s\n%s", found.rule, found.text, trace)
+				t.Fatalf("%s: %s\n%s", found.rule, found.text, way)
 			}
 			t.Logf("%d worlds, %d of them at rest", worlds, len(m.healed))
 		})

@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -265,4 +266,23 @@ func TestHigherEpochInForceIsPromisedBeforeAnythingElse(t *testing.T) {
 	nodes = newCluster(t, 2)
 	nodes[0].node.learn(t.Context(), db.State{CID: 2, Position: nodes[0].state().Position, Promised: config.Epoch{N: 5, Owner: 2}})
 	nodes[0].mustPutDomain("still.test")
+}
+
+// A member that has promised more may hold a commit only for a round of its own: it does not count as told.
+func TestWhoHasPromisedMoreIsNotCountedAsTold(t *testing.T) {
+	nodes := newCluster(t, 2)
+	pos := nodes[0].mustPutDomain("told.test")
+	inSync(t, nodes...)
+	members := map[config.CID]config.Node{2: {CID: 2}}
+	left := maps.Clone(members)
+	if away := nodes[0].operator().askHeld(t.Context(), left, pos); away != 0 || len(left) != 0 {
+		t.Errorf("in sync: %d out of reach, left %v", away, left)
+	}
+	if _, err := nodes[1].db.Promise(t.Context(), config.Epoch{N: 2, Owner: 2}); err != nil {
+		t.Fatal(err)
+	}
+	left = maps.Clone(members)
+	if away := nodes[0].operator().askHeld(t.Context(), left, pos); away != 0 || len(left) != 1 {
+		t.Errorf("after a promise: %d out of reach, left %v", away, left)
+	}
 }

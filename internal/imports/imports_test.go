@@ -37,13 +37,14 @@ func rules() map[string]rule {
 		"web":              {ours: []string{"mail", "config", "queue"}, tests: []string{"relay"}},
 		"db":               {ours: []string{"config"}, tests: []string{"mail", "internal/pgtest"}},
 		"tunnel":           {ours: []string{"config"}, tests: []string{"db", "internal/pgtest"}},
-		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/pgtest"}},
+		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/pgtest", "test/history"}},
 		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
 		"cmd/pmgcm":        {ours: []string{"config", "db", "tunnel", "cluster", "internal/cliargs", "internal/manpage"}, tests: []string{"internal/testbin", "internal/pgtest"}},
 		"internal/cliargs": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
 		"internal/testbin": {},
 		"test/e2e":         {tests: []string{"config", "web", "internal/testbin"}},
+		"test/history":     {ours: []string{"config"}},
 		"test/bench":       {ours: []string{"config", "db"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }
