@@ -76,7 +76,7 @@ func (n *Node) renewLease(ctx context.Context) {
 			return
 		}
 	} else if heard, byMajority, ok := leaseFrom(epoch, now, others); ok {
-		if err := n.o.DB.RenewLease(ctx, now.Sub(heard), byMajority); err != nil {
+		if err := n.o.DB.RenewLease(ctx, epoch, now.Sub(heard), byMajority); err != nil {
 			n.warn(ctx, "lease.renew", 0, err)
 			return
 		}

@@ -3,6 +3,7 @@ package cluster
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"mailproxy/config"
 	"mailproxy/db"
@@ -42,6 +43,16 @@ func mutants() []mutant {
 			d.holds = func(s db.State, pos config.Position) bool { return s.Position.Compare(pos) >= 0 }
 		}, breaks: []rule{rightlySaid}},
 		{name: "a lease binds a master by force, too", nodes: 3, lease: true, budget: budget{forced: 1}, flaws: flaws{leaseBindsForce: true}, breaks: []rule{notWedged}},
+		{name: "who has not heard of a forced epoch counts for its lease", nodes: 3, lease: true, budget: budget{forced: 1}, change: func(d *decisions) {
+			d.leaseFrom = func(self config.Epoch, now time.Time, others []standing) (time.Time, bool, bool) {
+				for i := range others {
+					if others[i].state.Promised.Compare(self) < 0 {
+						others[i].state.Promised = self
+					}
+				}
+				return leaseFrom(self, now, others)
+			}
+		}, breaks: []rule{notWedged}},
 		{name: "a higher epoch in force is not promised", nodes: 2, budget: budget{forced: 1}, flaws: flaws{noLearning: true}, breaks: []rule{notWedged}},
 		{name: "a refused master does nothing", nodes: 2, budget: promote, change: func(d *decisions) {
 			d.wedged = func(*Node) bool { return false }

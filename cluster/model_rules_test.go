@@ -229,15 +229,26 @@ func (m *model) healsTogether(w *world) finding {
 	return finding{}
 }
 
-// mastersByForce finds a master by force whose lease may be over although nobody can be heard: it was promoted so for want of a majority.
+// mastersByForce finds a master by force whose lease is over and of whose epoch no majority knows: it was promoted so for want of one.
 func (m *model) mastersByForce(w *world, reach uint8) finding {
 	for i := range m.nodes {
 		h := &w.hosts[i]
-		if reach&(1<<i) != 0 && h.lapsed && h.waived && roleOf(w.state(i)) == Master {
+		if reach&(1<<i) == 0 || !h.lapsed || roleOf(w.state(i)) != Master || !w.begunByForce(h.at.epoch) {
+			continue
+		}
+		know := 0
+		for _, o := range w.hosts[:m.nodes] {
+			know += boolInt(o.promised >= h.at.epoch)
+		}
+		if know < m.majority(m.nodes) {
 			return finding{notWedged, fmt.Sprintf("node %d was promoted by force and has no lease for want of a majority:\n%v", i+1, w)}
 		}
 	}
 	return finding{}
+}
+
+func (w *world) begunByForce(e packed) bool {
+	return slices.ContainsFunc(w.commits[:w.made], func(c modelCommit) bool { return c.epoch == e && c.forced })
 }
 
 // hasMajority says whether those in reach may promote one of them without force.

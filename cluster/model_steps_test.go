@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"time"
 
 	"mailproxy/config"
 	"mailproxy/db"
@@ -35,12 +36,14 @@ type decisions struct {
 	mayCommit func(db.State) bool
 	wedged    func(*Node) bool
 	holds     func(db.State, config.Position) bool
+	leaseFrom func(config.Epoch, time.Time, []standing) (time.Time, bool, bool)
 }
 
 func ours() decisions {
 	return decisions{
 		adoptFrom: adoptFrom, nextEpoch: nextEpoch, majority: majority, voters: voters, votes: votes, relate: relate,
 		mayCommit: func(s db.State) bool { return roleOf(s) == Master }, wedged: (*Node).wedged, holds: holds,
+		leaseFrom: leaseFrom,
 	}
 }
 
@@ -168,11 +171,24 @@ func (m *model) nodeSteps(w *world, i int, take taker) {
 		after.hosts[i].lapsed = true
 		take(modelStep{kind: doLapse, node: uint8(i)}, after)
 	}
-	if (h.lapsed || h.waived) && m.lease && i+1 != m.cut && roleOf(w.state(i)) == Master && m.hasMajority(w, 1<<m.nodes-1) {
+	if (h.lapsed || h.waived) && m.lease && i+1 != m.cut && roleOf(w.state(i)) == Master && m.renews(w, i) {
 		after := *w
 		after.hosts[i].lapsed, after.hosts[i].waived = false, false
 		take(modelStep{kind: doRenew, node: uint8(i)}, after)
 	}
+}
+
+// renews says whether a master that hears everybody holds a lease of a majority: renewLease in lease.go.
+func (m *model) renews(w *world, i int) bool {
+	now := time.Unix(0, 0)
+	var others []standing
+	for j := range m.nodes {
+		if j != i {
+			others = append(others, standing{asked: true, answered: now, state: w.state(j)})
+		}
+	}
+	_, byMajority, ok := m.leaseFrom(w.hosts[i].at.epoch.epoch(), now, others)
+	return ok && byMajority
 }
 
 // crashed ends what runs on a node and leaves what is on its disk.

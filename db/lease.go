@@ -6,16 +6,22 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"mailproxy/config"
 )
 
 // LeaseTerm is how long a master takes configuration after a majority of the nodes was last heard to stand behind it.
 const LeaseTerm = 10 * time.Second
 
-// RenewLease lets this node, while it is the master, take configuration until LeaseTerm after a time that lies age back: then a
-// majority of the members was heard, or, without majority, all that could be asked was asked.
-func (d *DB) RenewLease(ctx context.Context, age time.Duration, majority bool) error {
+// RenewLease lets this node, while it is the master of epoch e, take configuration until LeaseTerm after a time that lies age back: then a
+// majority of the members was heard, or, without majority, all that could be asked was asked. What a forced promote waived it waives
+// until a majority is heard that knows of it: one that was heard in another epoch ends nothing.
+func (d *DB) RenewLease(ctx context.Context, e config.Epoch, age time.Duration, majority bool) error {
 	err := d.write(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "SELECT node.renew_lease($1, $2, $3)", age, LeaseTerm, majority)
+		if _, err := tx.Exec(ctx, "SELECT node.renew_lease($1, $2, false)", age, LeaseTerm); err != nil || !majority {
+			return err
+		}
+		_, err := tx.Exec(ctx, "UPDATE node.position SET lease_waived = false WHERE lease_waived AND (epoch_n, epoch_owner) = ($1, $2)", e.N, e.Owner)
 		return err
 	})
 	if err != nil {

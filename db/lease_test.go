@@ -49,7 +49,7 @@ func TestAMasterWithOtherMembersWritesOnlyUnderALease(t *testing.T) {
 		{"a clock that was set back since", -time.Hour, false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			if err := c[0].RenewLease(t.Context(), x.age, true); err != nil {
+			if err := c[0].RenewLease(t.Context(), c[0].state(t).Position.Epoch, x.age, true); err != nil {
 				t.Fatal(err)
 			}
 			if err := c[0].tryPut(t, "some.test"); (err == nil) != x.holds || c[0].hasLease(t) != x.holds {
@@ -86,17 +86,18 @@ func TestAForcedEpochGoesWithoutLeaseUntilAMajorityIsHeard(t *testing.T) {
 			if !c[1].hasLease(t) {
 				t.Error("an epoch that has just begun has no lease")
 			}
-			past := func(majority bool) {
+			past := func(heardIn config.Epoch, majority bool) {
 				t.Helper()
-				if err := c[1].RenewLease(t.Context(), time.Hour, majority); err != nil {
+				if err := c[1].RenewLease(t.Context(), heardIn, time.Hour, majority); err != nil {
 					t.Fatal(err)
 				}
 			}
-			past(false)
+			past(e, false)
+			past(config.Epoch{N: 1, Owner: 2}, true) // it did not know of this epoch
 			if c[1].hasLease(t) != (mandate == db.ByForce) {
 				t.Errorf("after its term: %v", c[1].hasLease(t))
 			}
-			past(true)
+			past(e, true)
 			if c[1].hasLease(t) {
 				t.Error("a majority was heard, and that was long ago")
 			}
