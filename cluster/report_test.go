@@ -127,7 +127,7 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 		want   string
 	}{
 		{"PostgreSQL down", slave, errDown, nil, "restart mailproxy"},
-		{"drift on a slave", slave, nil, func(n *Node) { n.drift = &drift{at: slave.Position} }, "`pmgcm sync` on this node"},
+		{"drift on a slave", slave, nil, func(n *Node) { n.drift = &drift{at: slave.Position} }, "`pmgcm sync --pull` on this node"},
 		{"drift on the master", master, nil, func(n *Node) { n.drift = &drift{at: master.Position} }, "gives them to every slave"},
 		{"a journal", journalled, nil, nil, "pmgcm journal list"},
 		{"a promise that nobody made good", gave, nil, nil, "pmgcm promote --force"},
