@@ -17,7 +17,7 @@ type standing struct {
 }
 
 // leaseFrom says from when on a master may count its lease: the last time that a majority of the voters, itself one of them, was known
-// to have promised its epoch and none above. Two nodes have a majority only together, so that the one which is left counts from now, without majority,
+// to hold its epoch and to have promised none above. Two nodes have a majority only together, so that the one which is left counts from now, without majority,
 // once it has asked the other and was told of no other promise.
 func leaseFrom(self config.Epoch, now time.Time, others []standing) (heard time.Time, byMajority, ok bool) {
 	voters, refused, asked := 1, false, true
@@ -31,7 +31,7 @@ func leaseFrom(self config.Epoch, now time.Time, others []standing) (heard time.
 		case o.state.Promised.Compare(self) > 0:
 			voters++
 			refused = true
-		case o.state.Promised != self: // it answered before this epoch began, or does not know of it
+		case o.state.Promised != self || o.state.Position.Epoch != self: // it was not pushed to in this epoch
 			voters++
 		default:
 			voters++

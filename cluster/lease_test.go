@@ -22,6 +22,8 @@ func TestLeaseFrom(t *testing.T) {
 	joins.state.Position.Epoch = config.Epoch{}
 	older := heard(0)
 	older.state.Promised = config.Epoch{N: 1, Owner: 1}
+	promises := heard(0)
+	promises.state.Position.Epoch = config.Epoch{N: 1, Owner: 1}
 	silent, unasked := standing{asked: true}, standing{}
 	for _, c := range []struct {
 		name       string
@@ -44,6 +46,7 @@ func TestLeaseFrom(t *testing.T) {
 		{"three, one has promised a higher epoch, one silent", []standing{other, silent}, 0, false, false},
 		{"two, the other knows an older epoch", []standing{older}, 0, false, true},
 		{"three, one knows an older epoch", []standing{silent, older}, 0, false, false},
+		{"three, one has promised the epoch and does not hold it yet", []standing{silent, promises}, 0, false, false},
 		{"three, the newer of two counts", []standing{heard(8 * time.Second), heard(time.Second)}, time.Second, true, true},
 		{"four, the second newest of three counts", []standing{heard(8 * time.Second), heard(time.Second), heard(2 * time.Second)},
 			2 * time.Second, true, true},
@@ -148,5 +151,32 @@ func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 	inSync(t, nodes[1], nodes[0], nodes[2])
 	if !nodes[0].hasDomain("kept.test") {
 		t.Error("what only the slaves had is lost")
+	}
+}
+
+// A majority of an old member list and one of a new list share nobody for sure; so the list is not changed before a majority of the old
+// one holds the epoch.
+func TestOfFourNodesAMasterWritesOnceAMajorityHoldsItsEpoch(t *testing.T) {
+	nodes := newCluster(t, 4)
+	for _, n := range nodes {
+		n.stopDaemon()
+	}
+	e := config.Epoch{N: 2, Owner: 2}
+	if _, err := nodes[1].db.Promise(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodes[1].db.BeginEpoch(t.Context(), e, db.ByMajority, db.Author{Who: "tester"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodes[1].operator().Delete(t.Context(), 1, nil); !errors.Is(err, db.ErrNoLease) {
+		t.Errorf("delete before anybody else holds the epoch: %v", err)
+	}
+	for _, n := range nodes[1:] {
+		n.start()
+	}
+	eventually(t, "it can be changed", func() bool { _, err := nodes[1].operator().Delete(t.Context(), 1, nil); return err == nil })
+	inSync(t, nodes[1:]...)
+	if _, err := nodes[2].operator().Promote(t.Context(), false); err != nil {
+		t.Errorf("promote: %v", err)
 	}
 }

@@ -47,7 +47,7 @@ func mutants() []mutant {
 			d.leaseFrom = func(self config.Epoch, now time.Time, others []standing) (time.Time, bool, bool) {
 				for i := range others {
 					if others[i].state.Promised.Compare(self) < 0 {
-						others[i].state.Promised = self
+						others[i].state.Promised, others[i].state.Position.Epoch = self, self
 					}
 				}
 				return leaseFrom(self, now, others)

@@ -144,6 +144,9 @@ func (n *Node) see(cid config.CID, asked time.Time, st db.State, err error) {
 		}
 	}
 	v.err = err
+	if err == nil && v.state.Position.Epoch != st.Position.Epoch {
+		kick(n.heard)
+	}
 	if err == nil {
 		v.state, v.answered, v.seenAt, v.askedAt = st, true, now, asked
 	}

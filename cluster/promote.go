@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"mailproxy/config"
@@ -43,7 +44,11 @@ func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 		return Promoted{}, err
 	}
 	o.say("epoch %v begins at %v", out.Epoch, out.Position)
-	pos, err := o.addOwnCA(ctx, out)
+	var pos config.Position
+	poll(ctx, o.patience(), func() bool { // the lease of a large cluster comes with the first pushes
+		pos, err = o.addOwnCA(ctx, out)
+		return !errors.Is(err, db.ErrNoLease)
+	})
 	if err != nil {
 		// The node is master all the same; HandleJoin adds the CA where it is missing.
 		o.say("own CA not added yet: %v", err)

@@ -3,6 +3,7 @@ package db_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -142,5 +143,15 @@ func TestAdoptSendsOnlyWhatIsMissing(t *testing.T) {
 	}
 	if _, err := c[2].Adopt(t.Context(), peer(t, c[0], 3), c[2].state(t).Position, c[0].state(t).Position); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestPromisesAndCommitsAreSyncedWhateverTheServersDefault(t *testing.T) {
+	dsn := pgtest.New(t)
+	openDSN(t, dsn)
+	(&node{dsn: dsn}).sql(t, "SELECT node.harden_database()")
+	if got := one[[]string](t, dsn, `SELECT coalesce(array_agg(c), '{}') FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase,
+		unnest(s.setconfig) c WHERE b.datname = current_database() AND s.setrole = 0`); !slices.Contains(got, "synchronous_commit=on") {
+		t.Errorf("settings of the database: %v", got)
 	}
 }

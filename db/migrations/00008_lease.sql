@@ -64,7 +64,8 @@ END $$;
 -- +goose StatementEnd
 
 -- begin_epoch puts this node's own promised epoch in force, as a new commit on the line that it holds. The promises are a lease;
--- one that was forced has too few of them.
+-- one that was forced has too few of them. Of four members and more a majority must hold the epoch first: else another majority of a
+-- member list that was changed at once could pass by it.
 DROP FUNCTION node.begin_epoch(bigint, integer);
 -- +goose StatementBegin
 CREATE FUNCTION node.begin_epoch(n bigint, owner integer, good_for interval, forced boolean) RETURNS void LANGUAGE plpgsql
@@ -79,6 +80,9 @@ BEGIN
     UPDATE node.position SET epoch_n = n, epoch_owner = owner, lease_waived = forced;
     PERFORM node.renew_lease(interval '0', good_for, false);
     INSERT INTO config.epoch VALUES (n, owner, p.serial + 1, now());
+    IF (SELECT count(*) FROM config.node) > 3 THEN
+        DELETE FROM node.lease;
+    END IF;
 END $$;
 -- +goose StatementEnd
 

@@ -124,3 +124,14 @@ CREATE FUNCTION node.differences_sql(t text) RETURNS text LANGUAGE sql STABLE SE
     FROM node.key(t) keys
 $$;
 -- +goose StatementEnd
+
+-- harden_database takes from everyone what belongs to the database as a whole; a copy of a database does not inherit it. What is
+-- promised or committed is on disk, whatever the server's default.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION node.harden_database() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO mailproxy_peer, mailproxy_push', current_database());
+    EXECUTE format('ALTER DATABASE %I SET synchronous_commit = %L', current_database(), 'on');
+END $$;
+-- +goose StatementEnd
