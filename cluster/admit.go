@@ -83,6 +83,7 @@ func (n *Node) admit(ctx context.Context, req tunnel.JoinRequest) (reply tunnel.
 	if err != nil {
 		return reply, false, err
 	}
+	reply.Tunnel = snap.Tunnel()
 	reply.ClusterID, reply.CID, reply.Epoch, reply.Nodes, reply.CAs = st.ClusterID, node.CID, reply.Position.Epoch, snap.Nodes, snap.CAs
 	reply.Certs, err = ca.Sign(node.PublicKey, node.CID, st.ClusterID, certValidity)
 	return reply, again, err

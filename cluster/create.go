@@ -22,10 +22,21 @@ type Created struct {
 	Fingerprint string // of the CA
 }
 
-// Create makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
+// CreateParams is what an operator may choose for a new cluster.
+type CreateParams struct {
+	// Tunnel is what carries the connections between nodes; empty: as this node's settings say, which is TunnelSSH unless changed.
+	Tunnel config.TunnelKind
+}
+
+// Create is CreateWith, with nothing chosen.
+func (o *Operator) Create(ctx context.Context) (Created, error) {
+	return o.CreateWith(ctx, CreateParams{})
+}
+
+// CreateWith makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
 // cluster. Killed between two steps it goes on from there: keys and identity are found again, and the row that puts the node into
 // the cluster comes last.
-func (o *Operator) Create(ctx context.Context) (Created, error) {
+func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, error) {
 	st, err := o.state(ctx)
 	if err != nil {
 		return Created{}, err
@@ -58,12 +69,12 @@ func (o *Operator) Create(ctx context.Context) (Created, error) {
 		return Created{}, fmt.Errorf("sign own certificate: %w", err)
 	}
 	row := ca.Config(cid)
-	id := tunnel.Identity{ClusterID: clusterID, CID: cid, Certs: certs, Nodes: []config.Node{node}, CAs: []config.CA{row}}
+	id := tunnel.Identity{ClusterID: clusterID, CID: cid, Certs: certs, Nodes: []config.Node{node}, CAs: []config.CA{row}, Tunnel: p.Tunnel}
 	if err := tunnel.SaveIdentity(dir, id); err != nil {
 		return Created{}, fmt.Errorf("save identity: %w", err)
 	}
 	o.say("keys and certificates made in %s", dir)
-	if err := o.DB.CreateCluster(ctx, db.CreateParams{ClusterID: clusterID, Node: node, CA: row}); err != nil {
+	if err := o.DB.CreateCluster(ctx, db.CreateParams{ClusterID: clusterID, Node: node, CA: row, Tunnel: p.Tunnel}); err != nil {
 		if errors.Is(err, db.ErrExists) {
 			return Created{}, ErrClusterExists
 		}

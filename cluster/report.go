@@ -32,6 +32,8 @@ type Row struct {
 	State Relation `json:"state"`
 	// Error is why the node did not answer; what it last was is then known from others, if at all.
 	Error string `json:"error,omitempty"`
+	// Transport is what carries the asking node's tunnel to it: ssh (plain TCP) or wireguard; empty for itself and while it is down.
+	Transport config.TunnelKind `json:"transport,omitempty"`
 	// Since is when it last answered to the asking node; zero: not since that started.
 	Since time.Time `json:"since,omitzero"`
 }
@@ -81,7 +83,7 @@ func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 
 // askRow asks one peer. Where it does not answer the row says what this node last knew.
 func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, bound time.Duration) Row {
-	row := Row{NodeStatus: NodeStatus{CID: peer.CID, Name: peer.Name, Address: peer.Address}, Since: peer.LastSeen}
+	row := Row{NodeStatus: NodeStatus{CID: peer.CID, Name: peer.Name, Address: peer.Address}, Since: peer.LastSeen, Transport: peer.Transport}
 	row.Position, row.Promised = peer.Position, peer.Promised
 	row.Load1, row.MemoryPercent, row.DiskPercent, row.UptimeSeconds = -1, -1, -1, -1
 	if !daemon {

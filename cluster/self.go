@@ -61,6 +61,10 @@ type Peer struct {
 	// Tunnel says whether the tunnel to it is up, since Since.
 	Tunnel bool      `json:"tunnel"`
 	Since  time.Time `json:"since,omitzero"`
+	// Transport is what carries the tunnel: ssh (plain TCP) or wireguard; empty while it is down.
+	Transport config.TunnelKind `json:"transport,omitempty"`
+	// Fallback is why that is not what the setting wants.
+	Fallback string `json:"fallback,omitempty"`
 	// LastSeen is when it last answered, over the tunnel or from its database.
 	LastSeen time.Time `json:"last_seen,omitzero"`
 	// Position and Promised are its last known.
@@ -106,6 +110,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.Peers = n.peerStatus()
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
+	s.Problems = append(s.Problems, fallbacks(s.Peers)...)
 	return s
 }
 
@@ -163,7 +168,7 @@ func (n *Node) peerStatus() []Peer {
 		p := Peer{CID: m.CID, Name: m.Name, Address: m.Address}
 		if t, ok := tunnels[m.CID]; ok {
 			p.Tunnel, p.Since, p.LastSeen, p.Error = t.Connected, t.Since.UTC(), t.LastSeen.UTC(), t.Err
-			p.NotLetIn = t.NotLetIn
+			p.NotLetIn, p.Transport, p.Fallback = t.NotLetIn, t.Transport, t.Fallback
 		}
 		if v := n.views[m.CID]; v != nil {
 			p.Position, p.Promised = v.state.Position, v.state.Promised
@@ -263,6 +268,28 @@ func (n *Node) shutOut(peers []Peer) []Problem {
 	}}
 }
 
+// fallbacks names the peers that are reached, and not by what the setting wants.
+func fallbacks(peers []Peer) []Problem {
+	var out []Problem
+	for _, p := range peers {
+		switch {
+		case p.Fallback == "":
+		case p.Transport == config.TunnelSSH:
+			out = append(out, Problem{
+				fmt.Sprintf("the tunnel to %s(%d) is SSH without WireGuard around it: %s", p.Name, p.CID, p.Fallback),
+				fmt.Sprintf("let UDP through to port %s of the other, in both directions; or `mailproxy setting set tunnel ssh` on the master",
+					portOf(p.Address)),
+			})
+		default:
+			out = append(out, Problem{
+				fmt.Sprintf("the tunnel to %s(%d) is still WireGuard: %s", p.Name, p.CID, p.Fallback),
+				fmt.Sprintf("let TCP through to port %s of the other; or `mailproxy setting set tunnel wireguard` on the master", portOf(p.Address)),
+			})
+		}
+	}
+	return out
+}
+
 func driftRemedy(r Role) string {
 	if r == Slave {
 		return "`pmgcm sync --pull` on this node takes the master's rows again, and keeps its own in the journal"
@@ -319,6 +346,12 @@ func (n *Node) lastRead() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stateAt
+}
+
+// portOf is an address's port.
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
 }
 
 // hostOf is an address without its port.

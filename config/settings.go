@@ -41,6 +41,27 @@ type Values struct {
 	CutThrough bool
 	// RefuseBareNewlines ends a session whose message has a bare CR or LF; otherwise these are made CRLF.
 	RefuseBareNewlines bool
+	// Tunnel is what carries the connections between nodes.
+	Tunnel TunnelKind
+}
+
+// TunnelKind is what carries the SSH connections between nodes.
+type TunnelKind string
+
+// The kinds of tunnel: plain TCP, or WireGuard around it.
+const (
+	TunnelSSH       TunnelKind = "ssh"
+	TunnelWireGuard TunnelKind = "wireguard"
+)
+
+// Tunnel gives the setting of that name; TunnelSSH where it is not set or is none that this version knows.
+func (s *Snapshot) Tunnel() TunnelKind {
+	for _, row := range s.Settings {
+		if row.Name == "tunnel" && row.Value == string(TunnelWireGuard) {
+			return TunnelWireGuard
+		}
+	}
+	return TunnelSSH
 }
 
 // SettingInfo describes one setting for people.
@@ -90,6 +111,7 @@ func settingTable() []setting {
 			boolean(func(v *Values) *bool { return &v.CutThrough })},
 		{SettingInfo{"refuse_bare_newlines", "no", "end a session whose message has a bare CR or LF, instead of normalising it"},
 			boolean(func(v *Values) *bool { return &v.RefuseBareNewlines })},
+		{SettingInfo{"tunnel", "ssh", "what nodes reach each other by: ssh, or wireguard around it (UDP, same port)"}, setTunnel},
 	}
 	slices.SortFunc(table, func(a, b setting) int { return cmp.Compare(a.Name, b.Name) })
 	return table
@@ -204,6 +226,15 @@ func setTransportName(v *Values, text string) error {
 	}
 	v.OutboundTransport = text
 	return nil
+}
+
+func setTunnel(v *Values, text string) error {
+	switch kind := TunnelKind(text); kind {
+	case TunnelSSH, TunnelWireGuard:
+		v.Tunnel = kind
+		return nil
+	}
+	return fmt.Errorf("%q is no kind of tunnel, want ssh or wireguard", text)
 }
 
 func setPostmaster(v *Values, text string) error {

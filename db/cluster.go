@@ -14,6 +14,8 @@ type CreateParams struct {
 	ClusterID string      // UUID
 	Node      config.Node // this node, CID 1
 	CA        config.CA   // the CA that it made
+	// Tunnel is what shall carry the connections between nodes; empty: as the setting says.
+	Tunnel config.TunnelKind
 }
 
 // CreateCluster makes a single node the master of a new cluster, in epoch 1.1. All its rows stay. ErrExists where it is in one.
@@ -28,6 +30,11 @@ func (d *DB) CreateCluster(ctx context.Context, p CreateParams) error {
 		t := &Tx{tx: tx, db: d}
 		if err := t.PutNode(ctx, p.Node); err != nil {
 			return err
+		}
+		if p.Tunnel != "" {
+			if err := t.PutSetting(ctx, config.Setting{Name: "tunnel", Value: string(p.Tunnel)}); err != nil {
+				return err
+			}
 		}
 		return t.PutCA(ctx, p.CA)
 	})

@@ -115,6 +115,7 @@ type trust struct {
 	cas     map[string]bool       // marshalled public keys
 	revoked map[config.CID]bool
 	badKeys map[string]bool // marshalled public keys of deleted nodes
+	tunnel  config.TunnelKind
 	now     func() time.Time
 }
 

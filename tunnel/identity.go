@@ -23,14 +23,17 @@ type Identity struct {
 	Nodes     []config.Node    `json:"-"`
 	CAs       []config.CA      `json:"-"`
 	Revoked   []config.Revoked `json:"-"`
+	// Tunnel is what carries the connections; empty is TunnelSSH.
+	Tunnel config.TunnelKind `json:"-"`
 }
 
 // trusted is trust.json.
 type trusted struct {
-	ClusterID string           `json:"cluster_id"`
-	Nodes     []config.Node    `json:"nodes"`
-	CAs       []config.CA      `json:"cas"`
-	Revoked   []config.Revoked `json:"revoked,omitempty"`
+	ClusterID string            `json:"cluster_id"`
+	Nodes     []config.Node     `json:"nodes"`
+	CAs       []config.CA       `json:"cas"`
+	Revoked   []config.Revoked  `json:"revoked,omitempty"`
+	Tunnel    config.TunnelKind `json:"tunnel,omitempty"`
 }
 
 // SaveIdentity writes the identity to dir, durably: identity.json comes last, so that a node that dies in between is in no cluster.
@@ -49,7 +52,7 @@ func SaveIdentity(dir string, id Identity) error {
 		return err
 	}
 	if len(id.Nodes)+len(id.CAs) > 0 {
-		if err := d.writeTrusted(trusted{id.ClusterID, id.Nodes, id.CAs, id.Revoked}); err != nil {
+		if err := d.writeTrusted(trusted{id.ClusterID, id.Nodes, id.CAs, id.Revoked, id.Tunnel}); err != nil {
 			return fmt.Errorf("save identity: %w", err)
 		}
 	}
@@ -119,7 +122,7 @@ func (d *keyDir) loadIdentity() (Identity, error) {
 		return Identity{}, err
 	}
 	if known.ClusterID == id.ClusterID {
-		id.Nodes, id.CAs, id.Revoked = known.Nodes, known.CAs, known.Revoked
+		id.Nodes, id.CAs, id.Revoked, id.Tunnel = known.Nodes, known.CAs, known.Revoked, known.Tunnel
 	}
 	return id, nil
 }
@@ -196,19 +199,22 @@ func loadSelf(dir string, now func() time.Time) (*trust, error) {
 // else, as right after a join, what was saved beside the identity does. Rows that cannot be read are left out and named in the error:
 // whom they are about is not trusted.
 func (t *trust) with(s *config.Snapshot) (*trust, error) {
-	known := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked}
+	known := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked, t.id.Tunnel}
 	if s != nil && s.ClusterID == t.id.ClusterID && len(s.Nodes) > 0 {
-		known = trusted{s.ClusterID, s.Nodes, s.CAs, s.Revoked}
+		known = trusted{s.ClusterID, s.Nodes, s.CAs, s.Revoked, s.Tunnel()}
 	}
 	n := &trust{
 		id: t.id, key: t.key, host: t.host, user: t.user, now: t.now,
 		nodes: map[config.CID]config.Node{}, keys: map[config.CID]string{}, cas: map[string]bool{},
-		revoked: map[config.CID]bool{}, badKeys: map[string]bool{},
+		revoked: map[config.CID]bool{}, badKeys: map[string]bool{}, tunnel: known.Tunnel,
+	}
+	if n.tunnel != config.TunnelWireGuard {
+		n.tunnel = config.TunnelSSH
 	}
 	if !t.member() {
 		return n, nil
 	}
-	n.id.Nodes, n.id.CAs, n.id.Revoked = known.Nodes, known.CAs, known.Revoked
+	n.id.Nodes, n.id.CAs, n.id.Revoked, n.id.Tunnel = known.Nodes, known.CAs, known.Revoked, known.Tunnel
 	return n, n.believe(known)
 }
 
@@ -226,7 +232,7 @@ func keepTrusted(dir string, t *trust) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	fresh := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked}
+	fresh := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked, t.id.Tunnel}
 	a, err := json.Marshal(saved)
 	if err != nil {
 		return err

@@ -43,11 +43,13 @@ type JoinReply struct {
 	CAs       []config.CA     `json:"cas"`
 	Epoch     config.Epoch    `json:"epoch"`
 	Position  config.Position `json:"position"`
+	// Tunnel is what carries the connections from here on; empty is TunnelSSH.
+	Tunnel config.TunnelKind `json:"tunnel,omitempty"`
 }
 
 // Identity gives what SaveIdentity keeps of the reply.
 func (r JoinReply) Identity() Identity {
-	return Identity{ClusterID: r.ClusterID, CID: r.CID, Certs: r.Certs, Nodes: r.Nodes, CAs: r.CAs}
+	return Identity{ClusterID: r.ClusterID, CID: r.CID, Certs: r.Certs, Nodes: r.Nodes, CAs: r.CAs, Tunnel: r.Tunnel}
 }
 
 // JoinCode says why a join was refused; it is what travels, and what errors.Is goes by.

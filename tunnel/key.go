@@ -26,16 +26,23 @@ const (
 )
 
 // Key is a node's own key: Ed25519, in OpenSSH's PEM form. It is made once and is the node's identity in all clusters.
-type Key struct{ signer ssh.Signer }
+type Key struct {
+	signer  ssh.Signer
+	private ed25519.PrivateKey
+}
 
 // LoadOrMakeKey reads node.key in dir, or makes it. Two that make it at once get the same key. ErrKeyMode when others can read it,
 // ErrBadKey when it is no key.
 func LoadOrMakeKey(dir string) (*Key, error) {
-	signer, _, err := loadOrMake(dir, nodeKeyFile)
+	private, _, err := loadOrMake(dir, nodeKeyFile)
 	if err != nil {
 		return nil, err
 	}
-	return &Key{signer}, nil
+	signer, err := ssh.NewSignerFromSigner(private)
+	if err != nil {
+		return nil, err
+	}
+	return &Key{signer, private}, nil
 }
 
 // Public gives the public key in authorized_keys form, without comment.
@@ -48,16 +55,16 @@ func publicText(key ssh.PublicKey) string {
 	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
 }
 
-// loadOrMake gives the signer in a file and when the file was made.
-func loadOrMake(dir, name string) (ssh.Signer, time.Time, error) {
+// loadOrMake gives the key in a file and when the file was made.
+func loadOrMake(dir, name string) (ed25519.PrivateKey, time.Time, error) {
 	d, err := openKeyDir(dir)
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("open key directory: %w", err)
 	}
 	defer d.close()
-	signer, made, err := d.loadSigner(name)
+	found, made, err := d.loadPrivate(name)
 	if !errors.Is(err, fs.ErrNotExist) {
-		return signer, made, err
+		return found, made, err
 	}
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -70,10 +77,19 @@ func loadOrMake(dir, name string) (ssh.Signer, time.Time, error) {
 	if err := d.create(name, pem.EncodeToMemory(block)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, time.Time{}, fmt.Errorf("write %s: %w", name, err)
 	}
-	return d.loadSigner(name)
+	return d.loadPrivate(name)
 }
 
 func (d *keyDir) loadSigner(name string) (ssh.Signer, time.Time, error) {
+	private, made, err := d.loadPrivate(name)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	signer, err := ssh.NewSignerFromSigner(private)
+	return signer, made, err
+}
+
+func (d *keyDir) loadPrivate(name string) (ed25519.PrivateKey, time.Time, error) {
 	info, err := d.root.Stat(name)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -85,12 +101,13 @@ func (d *keyDir) loadSigner(name string) (ssh.Signer, time.Time, error) {
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	signer, err := ssh.ParsePrivateKey(data)
-	if err != nil || signer.PublicKey().Type() != ssh.KeyAlgoED25519 {
+	parsed, err := ssh.ParseRawPrivateKey(data)
+	private, ok := parsed.(*ed25519.PrivateKey)
+	if err != nil || !ok {
 		// The parser's error may quote the file.
 		return nil, time.Time{}, fmt.Errorf("%s: %w", name, ErrBadKey)
 	}
-	return signer, info.ModTime().UTC().Truncate(time.Second), nil
+	return *private, info.ModTime().UTC().Truncate(time.Second), nil
 }
 
 // parsePublic reads an Ed25519 key in authorized_keys form; a comment is dropped, options and certificates are refused.
@@ -123,7 +140,11 @@ type CA struct {
 
 // LoadOrMakeCA reads ca.key in dir, or makes it.
 func LoadOrMakeCA(dir string) (*CA, error) {
-	signer, made, err := loadOrMake(dir, caKeyFile)
+	private, made, err := loadOrMake(dir, caKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := ssh.NewSignerFromSigner(private)
 	if err != nil {
 		return nil, err
 	}

@@ -25,8 +25,8 @@ type (
 	}
 )
 
-// listen accepts connections until the listener is closed.
-func (t *Tunnel) listen(ctx context.Context, l net.Listener) {
+// listen accepts connections, which come by that kind of carrier, until the listener is closed.
+func (t *Tunnel) listen(ctx context.Context, l net.Listener, by config.TunnelKind) {
 	stop := context.AfterFunc(ctx, func() { l.Close() }) // closed twice at worst
 	defer stop()
 	for ctx.Err() == nil {
@@ -49,7 +49,7 @@ func (t *Tunnel) listen(ctx context.Context, l net.Listener) {
 			c.Close() // nothing was sent
 			continue
 		}
-		if !t.owned.spawn(func() { t.greet(ctx, c, host) }) {
+		if !t.owned.spawn(func() { t.greet(ctx, c, host, by) }) {
 			c.Close() // nothing was sent
 			t.stranger.give(host)
 		}
@@ -57,7 +57,7 @@ func (t *Tunnel) listen(ctx context.Context, l net.Listener) {
 }
 
 // greet authenticates one connection and starts its session, or serves its join.
-func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string) {
+func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string, carried config.TunnelKind) {
 	released := false
 	release := func() {
 		if !released {
@@ -73,7 +73,7 @@ func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string) {
 	t.mu.Unlock()
 	w := newWire(raw, t.timing.dead)
 	raw.SetDeadline(time.Now().Add(t.timing.handshake)) //nolint:errcheck // a closed conn fails in the handshake
-	c, channels, requests, err := ssh.NewServerConn(w, t.serverConfig(tr))
+	c, channels, requests, err := ssh.NewServerConn(w, t.serverConfig(tr, carried))
 	if err != nil {
 		t.refused(raw.RemoteAddr(), 0, refusal(err))
 		return
@@ -88,20 +88,24 @@ func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string) {
 	release()
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	err = t.start(&session{
-		cid: by.cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: by.key, dialler: by.cid, ssh: c, wire: w,
+		cid: by.cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: by.key, dialler: by.cid, carried: carried, ssh: c, wire: w,
 	}, channels, requests)
 	if err != nil {
 		t.refused(raw.RemoteAddr(), by.cid, err.Error())
 	}
 }
 
-// serverConfig lets members in by certificate, and joining nodes by the bare key that they will be known by.
-func (t *Tunnel) serverConfig(tr *trust) *ssh.ServerConfig {
+// serverConfig lets members in by certificate, and joining nodes by the bare key that they will be known by. By WireGuard only the
+// member comes that the address inside belongs to.
+func (t *Tunnel) serverConfig(tr *trust, carried config.TunnelKind) *ssh.ServerConfig {
 	c := &ssh.ServerConfig{
 		Config: algorithms(), ServerVersion: version, MaxAuthTries: maxAuthTries,
 		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519},
 		PublicKeyCallback: func(conn ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			by, err := t.authenticate(tr, conn.User(), key)
+			if err == nil && carried == config.TunnelWireGuard && by.cid != wgMember(conn.RemoteAddr()) {
+				err = errOtherKey
+			}
 			if err != nil {
 				return nil, err
 			}

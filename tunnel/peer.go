@@ -26,6 +26,10 @@ type peer struct {
 	node config.Node
 	// in and out count channels that the peer opened and that we did.
 	in, out *slots
+	// want is the kind of carrier that connections shall have.
+	want config.TunnelKind
+	// unlike is why there is none of that kind, from the last attempt.
+	unlike error
 	// kick asks for an attempt now.
 	kick chan struct{}
 	// stop ends the goroutines of this peer, which close done; nil while they do not run.
@@ -58,6 +62,10 @@ type PeerState struct {
 	Dialler config.CID `json:"dialler,omitempty"`
 	// Err is why there is no connection, or what is wrong with the peer's sockets; empty for nothing.
 	Err string `json:"err,omitempty"`
+	// Transport is what carries the connection: ssh is plain TCP.
+	Transport config.TunnelKind `json:"transport,omitempty"`
+	// Fallback is why that is another one than the configuration wants; empty: it is as it shall be.
+	Fallback string `json:"fallback,omitempty"`
 	// NotLetIn says that the peer answers and does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
 }
@@ -69,20 +77,34 @@ func newPeer(n config.Node) *peer {
 	}
 }
 
-// bestLocked is the session that takes new channels: the newest of those that the lower CID dialled, else the newest. Both sides come
-// to the same answer by themselves.
+// bestLocked is the session that takes new channels: of those by the wanted carrier, or where there are none of all, the newest that
+// the lower CID dialled, else the newest. Both sides come to the same answer by themselves.
 func (p *peer) bestLocked() *session {
 	var best *session
 	for _, s := range p.sessions {
 		if s.reason() != nil {
 			continue // closed, and on its way out
 		}
-		lower := min(s.self, s.cid)
-		if best == nil || s.dialler == lower || best.dialler != lower {
+		if best == nil || p.prefersLocked(s, best) {
 			best = s
 		}
 	}
 	return best
+}
+
+// prefersLocked says whether the newer session a goes before b.
+func (p *peer) prefersLocked(a, b *session) bool {
+	if (a.carried == p.want) != (b.carried == p.want) {
+		return a.carried == p.want
+	}
+	lower := min(a.self, a.cid)
+	return a.dialler == lower || b.dialler != lower
+}
+
+// rightLocked says whether there is a session as the configuration wants it.
+func (p *peer) rightLocked() bool {
+	s := p.bestLocked()
+	return s != nil && s.carried == p.want
 }
 
 func (p *peer) changedLocked() {
@@ -98,7 +120,13 @@ func (t *Tunnel) Peers() []PeerState {
 	for _, p := range t.peers {
 		st := PeerState{CID: p.cid, Since: p.since, LastSeen: p.heard}
 		if s := p.bestLocked(); s != nil {
-			st.Connected, st.Dialler = true, s.dialler
+			st.Connected, st.Dialler, st.Transport = true, s.dialler, s.carried
+			if s.carried != p.want {
+				st.Fallback = fmt.Sprintf("not %s yet", p.want)
+				if p.unlike != nil {
+					st.Fallback = p.unlike.Error()
+				}
+			}
 		} else if p.err != nil {
 			st.Err, st.NotLetIn = p.err.Error(), errors.Is(p.err, errNotLetIn)
 		}
@@ -149,7 +177,8 @@ func (t *Tunnel) add(s *session) error {
 	for _, other := range p.sessions {
 		t.retireLocked(p, other)
 	}
-	t.o.Log.Info().Int("node", int(s.cid)).Str("address", s.wire.RemoteAddr().String()).Int("dialler", int(s.dialler)).Msg("tunnel.up")
+	t.o.Log.Info().Int("node", int(s.cid)).Str("address", s.wire.RemoteAddr().String()).Int("dialler", int(s.dialler)).
+		Str("transport", string(s.carried)).Msg("tunnel.up")
 	return nil
 }
 
@@ -177,8 +206,9 @@ func (t *Tunnel) remove(s *session) {
 		p.heard = at
 	}
 	why := s.reason()
+	p.lasted = time.Since(s.since)
 	if len(p.sessions) == 0 {
-		p.since, p.lasted, p.err = time.Now(), time.Since(s.since), why
+		p.since, p.err = time.Now(), why
 	}
 	p.changedLocked()
 	level := zerolog.WarnLevel
@@ -234,7 +264,7 @@ func (t *Tunnel) runPeer(ctx context.Context, p *peer) {
 	parts.Wait()
 }
 
-// keep dials the peer whenever there is no connection, until ctx ends.
+// keep dials the peer whenever there is no connection, or none by the wanted carrier, until ctx ends.
 func (t *Tunnel) keep(ctx context.Context, p *peer) {
 	backoff := t.timing.backoffMin
 	t.mu.Lock()
@@ -246,7 +276,7 @@ func (t *Tunnel) keep(ctx context.Context, p *peer) {
 	for up := false; ctx.Err() == nil; {
 		t.mu.Lock()
 		was := up
-		up = len(p.sessions) > 0
+		up = p.rightLocked()
 		lasted, changed := p.lasted, p.changed
 		t.mu.Unlock()
 		if up {
@@ -285,15 +315,28 @@ func (t *Tunnel) keep(ctx context.Context, p *peer) {
 // jitter gives a time between a half of d and d, so that nodes that lost each other at once do not dial at once.
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
 
-// attempt dials once and says whether a connection came of it.
+// attempt dials once and says whether a connection by the wanted carrier came of it. Where WireGuard does not come through, most
+// likely since a packet filter drops UDP, and there is no connection at all, it dials without: a node shall not be lost by that. The
+// state of the peer says so, and the next attempt is by WireGuard again.
 func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
 	t.mu.Lock()
 	p.dialling = true
-	address, tr := p.node.Address, t.trust
+	address, tr, want := p.node.Address, t.trust, p.want
 	t.mu.Unlock()
-	err := t.connect(ctx, p.cid, address, tr)
+	err := t.connect(ctx, p.cid, address, tr, want)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if p.want == want {
+		p.unlike = err
+	}
+	if err != nil && want == config.TunnelWireGuard && len(p.sessions) == 0 {
+		t.mu.Unlock()
+		plain := t.connect(ctx, p.cid, address, tr, config.TunnelSSH)
+		t.mu.Lock()
+		if plain != nil && !errors.Is(err, errNoAddress) {
+			err = fmt.Errorf("%w; without it: %w", err, plain)
+		}
+	}
 	p.dialling = false
 	p.attempts++
 	p.tried = time.Now()
@@ -303,22 +346,22 @@ func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
 		p.err = err
 	}
 	p.changedLocked()
-	if err != nil && ctx.Err() == nil && !up {
+	if err != nil && ctx.Err() == nil && !p.rightLocked() {
 		t.repeats.log(t.o.Log.Warn(), "tunnel.unreachable", fmt.Sprint(p.cid, err), func(e *zerolog.Event) {
 			e.Int("node", int(p.cid)).Str("address", address).Str("err", err.Error())
 		})
 	}
-	return err == nil || up
+	return err == nil || p.rightLocked()
 }
 
-// connect makes an authenticated connection to the peer's tunnel.
-func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr *trust) error {
+// connect makes an authenticated connection to the peer's tunnel, by that kind of carrier.
+func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr *trust, by config.TunnelKind) error {
 	if address == "" {
 		return errNoAddress
 	}
 	dialCtx, cancel := context.WithTimeout(ctx, t.timing.dial)
 	defer cancel()
-	raw, err := (&net.Dialer{KeepAlive: t.timing.dead}).DialContext(dialCtx, "tcp", address)
+	raw, err := t.carrier(by).dial(dialCtx, cid, address)
 	if err != nil {
 		return err
 	}
@@ -345,7 +388,7 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	}
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	return t.start(&session{
-		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, ssh: c, wire: w,
+		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, carried: by, ssh: c, wire: w,
 	}, channels, requests)
 }
 

@@ -41,6 +41,7 @@ type session struct {
 	cluster string
 	key     string // the peer's key, marshalled
 	dialler config.CID
+	carried config.TunnelKind
 	ssh     ssh.Conn
 	wire    *wire
 	since   time.Time

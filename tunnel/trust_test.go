@@ -370,7 +370,7 @@ func TestWhomADiallerTrusts(t *testing.T) {
 	n.start()
 	n.Reload(s)
 	connect := func(cid config.CID, signer ssh.Signer) error {
-		return n.connect(context.Background(), cid, hostAs(t, signer), tr)
+		return n.connect(context.Background(), cid, hostAs(t, signer), tr, config.TunnelSSH)
 	}
 	if err := connect(2, forged(t, ca, member, ssh.HostCert, 2, nil)); err != nil {
 		t.Fatalf("the member itself: %v", err)

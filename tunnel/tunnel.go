@@ -53,6 +53,8 @@ type Tunnel struct {
 	stranger *slots   // connections before authentication
 	dirty    chan struct{}
 	owned    owned
+	// wireguard is the carrier of that kind; it is up from the first Reload under Run on.
+	wireguard *wireguard
 
 	reload sync.Mutex // one Reload at a time
 
@@ -66,6 +68,7 @@ type Tunnel struct {
 	left      map[config.CID]<-chan struct{} // done of the last peer of a CID that left
 	socketErr map[config.CID]error
 	listeners []net.Listener
+	inside    net.Listener // that of WireGuard; nil: none
 }
 
 // New makes a tunnel that believes nobody until Reload.
@@ -80,6 +83,7 @@ func New(o Options) *Tunnel {
 		stranger: &slots{all: maxStrangers, each: maxStrangersPerHost},
 	}
 	t.setTiming(defaultTiming())
+	t.wireguard = &wireguard{log: t.wireguardFailed}
 	return t
 }
 
@@ -119,6 +123,9 @@ func (t *Tunnel) Listen() error {
 		listeners = append(listeners, l)
 	}
 	t.listeners = listeners
+	if err := t.wireguard.open(listeners); err != nil {
+		t.complain(err) // plain connections go all the same
+	}
 	return nil
 }
 
@@ -165,17 +172,22 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	t.ctx, t.running = inner, true
 	listeners := t.listeners
 	t.mu.Unlock()
+	t.reload.Lock()
+	t.carry()
+	t.reload.Unlock()
 	var outer owned // listeners, diallers, sockets
 	for _, l := range listeners {
 		t.o.Log.Info().Str("address", l.Addr().String()).Msg("tunnel.listen")
-		outer.spawn(func() { t.listen(ctx, l) })
+		outer.spawn(func() { t.listen(ctx, l, config.TunnelSSH) })
 	}
+	var door net.Listener
 	t.clearSockets()
 	t.wake()
 	for ctx.Err() == nil {
 		select {
 		case <-t.dirty:
 			t.reconcile(ctx, &outer)
+			door = t.letIn(ctx, &outer, door)
 		case <-ctx.Done():
 		}
 	}
@@ -193,7 +205,46 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	outer.wait()
 	cancel()
 	t.owned.wait()
+	t.reload.Lock() // none is on its way to make a device
+	t.wireguard.close()
+	t.reload.Unlock()
 	return nil
+}
+
+// carry makes WireGuard fit the trust, while the tunnel runs. The caller holds reload.
+func (t *Tunnel) carry() {
+	t.mu.Lock()
+	running, tr := t.running, t.trust
+	t.mu.Unlock()
+	if !running {
+		return
+	}
+	inside, err := t.wireguard.take(tr)
+	if err != nil {
+		t.complain(err)
+	}
+	t.mu.Lock()
+	t.inside = inside
+	t.mu.Unlock()
+	t.wake()
+}
+
+// letIn accepts at the door inside of WireGuard where that is another than the last one, and gives it.
+func (t *Tunnel) letIn(ctx context.Context, outer *owned, last net.Listener) net.Listener {
+	t.mu.Lock()
+	door := t.inside
+	t.mu.Unlock()
+	if door != nil && door != last {
+		t.o.Log.Info().Str("address", door.Addr().String()).Str("transport", string(config.TunnelWireGuard)).Msg("tunnel.listen")
+		outer.spawn(func() { t.listen(ctx, door, config.TunnelWireGuard) })
+	}
+	return door
+}
+
+// wireguardFailed logs what WireGuard's device has to say; it names peers by a part of their public keys.
+func (t *Tunnel) wireguardFailed(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	t.repeats.log(t.o.Log.Warn(), "tunnel.wireguard", text, func(e *zerolog.Event) { e.Str("err", text) })
 }
 
 func (t *Tunnel) wake() {
@@ -246,10 +297,11 @@ func (t *Tunnel) Reload(s *config.Snapshot) {
 		}
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.self, t.trust = self, tr
 	t.takePeersLocked()
 	t.wake()
+	t.mu.Unlock()
+	t.carry()
 }
 
 func (t *Tunnel) complain(err error) {
@@ -265,12 +317,17 @@ func (t *Tunnel) takePeersLocked() {
 		p := t.peers[cid]
 		if p == nil {
 			p = newPeer(n)
-			p.after = t.left[cid]
+			p.after, p.want = t.left[cid], t.trust.tunnel
 			t.peers[cid] = p
 			continue
 		}
 		if p.node.Address != n.Address {
 			p.kickNow()
+		}
+		if p.want != t.trust.tunnel {
+			p.want, p.unlike = t.trust.tunnel, nil
+			p.kickNow()
+			p.changedLocked()
 		}
 		p.node = n
 	}

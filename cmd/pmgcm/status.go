@@ -174,6 +174,9 @@ func longLines(row cluster.Row, r cluster.Report) [][2]string {
 			lines = append(lines, [2]string{"promised", "epoch " + row.Promised.String()})
 		}
 	}
+	if row.Transport != "" {
+		lines = append(lines, [2]string{"tunnel", string(row.Transport)})
+	}
 	if row.Error != "" {
 		return lines
 	}

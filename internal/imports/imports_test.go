@@ -63,6 +63,8 @@ func fences() []fence {
 		{"github.com/pressly/goose", []string{"db", "internal/pgtest"}, nil},
 		{"github.com/urfave/cli", []string{"cmd/mailproxy", "cmd/pmgcm", "internal/cliargs", "internal/manpage"}, nil},
 		{"golang.org/x/crypto/ssh", []string{"tunnel"}, nil},
+		{"golang.zx2c4.com/wireguard", []string{"tunnel"}, nil},
+		{"gvisor.dev/", nil, nil}, // WireGuard's own
 		{"github.com/miekg/dns", []string{"relay"}, []string{"queue", "smtpd"}},
 		{"github.com/BurntSushi/toml", []string{"config"}, []string{"cmd/mailproxy"}},
 		{"github.com/prometheus/", []string{"web", "cmd/mailproxy"}, nil},

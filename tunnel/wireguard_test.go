@@ -1,0 +1,248 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/ecdh"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
+)
+
+func TestTheWireGuardKeyIsTheNodesKey(t *testing.T) {
+	for range 50 {
+		key := newKey(t)
+		private := wgPrivate(key.private)
+		x, err := ecdh.X25519().NewPrivateKey(private[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := parsePublic(key.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := wgPublic(parsed)
+		if err != nil || !slices.Equal(public[:], x.PublicKey().Bytes()) {
+			t.Fatalf("the row gives %x, %v; the private key %x", public, err, x.PublicKey().Bytes())
+		}
+	}
+}
+
+func TestAKeyWithoutAFormForWireGuardIsRefused(t *testing.T) {
+	blob := ssh.Marshal(struct {
+		Kind  string
+		Point []byte
+	}{ssh.KeyAlgoED25519, append([]byte{1}, make([]byte, 31)...)}) // y = 1
+	key, err := ssh.ParsePublicKey(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wgPublic(key); !errors.Is(err, errNoPoint) {
+		t.Errorf("got %v, want %v", err, errNoPoint)
+	}
+}
+
+func TestAddressesInside(t *testing.T) {
+	for cid, want := range map[config.CID]string{1: "10.0.0.1", 258: "10.0.1.2", 1<<24 - 1: "10.255.255.255"} {
+		got, err := wgAddress(cid)
+		if err != nil || got.String() != want || wgMember(&net.TCPAddr{IP: got.AsSlice()}) != cid {
+			t.Errorf("node %d has %v, %v; want %s", cid, got, err, want)
+		}
+	}
+	for _, cid := range []config.CID{0, -1, 1 << 24} {
+		if _, err := wgAddress(cid); err == nil {
+			t.Errorf("node %d has an address", cid)
+		}
+	}
+}
+
+// The setting changes under way: no moment without a connection, and what is open goes on.
+func TestTheKindIsSwitchedWithoutLosingAnybody(t *testing.T) {
+	p := pairBy(t, config.TunnelSSH)
+	open := p.a.mustDial(2, "echo")
+	for _, kind := range []config.TunnelKind{config.TunnelWireGuard, config.TunnelSSH} {
+		since := p.a.state(2).Since
+		for _, n := range []*node{p.a, p.b} {
+			n.Reload(carriedBy(p.s, kind))
+			if !n.state(3 - n.cid).Connected {
+				t.Fatalf("%s: node %d lost its peer", kind, n.cid)
+			}
+		}
+		p.a.waitCarried(2, kind)
+		p.b.waitCarried(1, kind)
+		ping(t, open, "still there")
+		again := p.a.mustDial(2, "echo")
+		open.Close()
+		open = again
+		eventually(t, "the other kind ends with its last stream", 10*time.Second, func() bool {
+			return p.a.sessions(2) == 1 && p.b.sessions(1) == 1
+		})
+		ping(t, open, "over the new one")
+		if st := p.a.state(2); st.Since != since || st.Transport != kind {
+			t.Errorf("%s: %+v, connected since %v", kind, st, since)
+		}
+	}
+}
+
+func TestWithUDPBlockedANodeIsReachedWithoutWireGuardAndThatIsSaid(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	p.udp.block(true)
+	eventually(t, "it is connected without", 30*time.Second, func() bool {
+		st := p.a.state(2)
+		return st.Connected && st.Transport == config.TunnelSSH && strings.Contains(st.Fallback, "no answer from UDP port")
+	})
+	c := p.a.mustDial(2, "echo")
+	ping(t, c, "all the same")
+	c.Close()
+	if st := p.b.state(1); st.Fallback == "" {
+		t.Errorf("the other side says nothing: %+v", st)
+	}
+	p.udp.block(false)
+	p.a.waitCarried(2, config.TunnelWireGuard)
+	eventually(t, "the other ends", 10*time.Second, func() bool { return p.a.sessions(2) == 1 })
+}
+
+func TestANATThatGivesAnotherPortIsNotNoticed(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	c := p.a.mustDial(2, "echo")
+	since := p.a.state(2).Since
+	for i := range 5 {
+		p.udp.rebind()
+		ping(t, c, fmt.Sprint("over port ", i))
+		eventually(t, "a new port", 5*time.Second, func() bool { return p.udp.given() >= i+2 })
+	}
+	if p.a.state(2).Since != since {
+		t.Error("it connected again")
+	}
+}
+
+// clientInside speaks SSH through a node's WireGuard to node 2.
+func clientInside(t *testing.T, through *node, address, user string, signer ssh.Signer) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	raw, err := through.wireguard.dial(ctx, 2, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	c, channels, requests, err := ssh.NewClientConn(raw, "inside", &ssh.ClientConfig{
+		Config: algorithms(), User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+	})
+	if err != nil {
+		return err
+	}
+	go ssh.DiscardRequests(requests)
+	go refuseChannels(channels)
+	return c.Close()
+}
+
+func TestInsideOfWireGuardOnlyTheMemberOfTheAddressIsLetIn(t *testing.T) {
+	ca := newCA(t)
+	var nodes []*node
+	for cid := config.CID(1); cid <= 3; cid++ {
+		n := newNode(t, Options{Join: func(context.Context, JoinRequest) (JoinReply, error) { return JoinReply{}, errors.New("none") }})
+		n.enter(ca, cid)
+		nodes = append(nodes, n)
+	}
+	s := carriedBy(snapshot(ca, nodes...), config.TunnelWireGuard)
+	for _, n := range nodes {
+		n.start()
+		n.Reload(s)
+	}
+	nodes[0].waitCarried(2, config.TunnelWireGuard)
+	signer := func(n *node) ssh.Signer {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.trust.user
+	}
+	for _, c := range []struct {
+		what, user string
+		signer     ssh.Signer
+		ok         bool
+	}{
+		{"the member itself", "cid-1", signer(nodes[0]), true},
+		{"another member's certificate", "cid-3", signer(nodes[2]), false},
+		{"a node that wants to join", joinUser, nodes[0].key.signer, false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			if err := clientInside(t, nodes[0], nodes[1].addr, c.user, c.signer); (err == nil) != c.ok {
+				t.Errorf("let in: %v, want %v", err, c.ok)
+			}
+		})
+	}
+}
+
+func TestWhoHasNoMembersKeyHearsNothing(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	stranger := newNode(t, Options{})
+	stranger.enter(newCA(t), 7)
+	s := carriedBy(snapshot(p.ca, stranger), config.TunnelWireGuard)
+	s.Nodes = append(s.Nodes, p.b.row())
+	stranger.start()
+	stranger.Reload(s)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if c, err := stranger.wireguard.dial(ctx, 2, p.b.addr); err == nil {
+		c.Close()
+		t.Error("a stranger has a stream")
+	}
+	text, err := stranger.wireguard.device.IpcGet()
+	if err != nil || !strings.Contains(text, "\nrx_bytes=0\n") {
+		t.Errorf("it was answered: %v", err)
+	}
+}
+
+func TestANodeThatLeavesAndEntersElsewhereHasANewDevice(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	ca := newCA(t)
+	third := newNode(t, Options{})
+	third.enter(ca, 1)
+	p.a.enter(ca, 2) // it was 1
+	s := carriedBy(snapshot(ca, third, p.a), config.TunnelWireGuard)
+	third.start()
+	third.Reload(s)
+	p.a.Reload(s)
+	third.waitCarried(2, config.TunnelWireGuard)
+	got, err := io.ReadAll(third.mustDial(2, "who"))
+	if err != nil || string(got) != "cid-1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := RemoveIdentity(p.a.dir); err != nil {
+		t.Fatal(err)
+	}
+	p.a.Reload(nil)
+	if p.a.wireguard.device != nil {
+		t.Error("a node in no cluster has a device")
+	}
+}
+
+func TestAUDPPortThatIsTakenKeepsNobodyFromSSH(t *testing.T) {
+	taken, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	ca := newCA(t)
+	a, b := newNode(t, Options{Listen: []string{taken.LocalAddr().String()}}), newNode(t, Options{})
+	a.enter(ca, 1)
+	b.enter(ca, 2)
+	s := carriedBy(snapshot(ca, a, b), config.TunnelWireGuard)
+	for _, n := range []*node{a, b} {
+		n.start()
+		n.Reload(s)
+	}
+	a.waitUp(2)
+	eventually(t, "why it is not WireGuard", 10*time.Second, func() bool { return strings.Contains(a.state(2).Fallback, "address already in use") })
+	if st := a.state(2); st.Transport != config.TunnelSSH {
+		t.Errorf("%+v", st)
+	}
+}
