@@ -41,6 +41,7 @@ type conn struct {
 	ch            ssh.Channel
 	local, remote Addr
 	linger        time.Duration // how long Close lets the flusher try
+	plain         bool          // the other end sends no fin: its EOF is the end, unless the connection is seen to break
 	lingering     *time.Timer   // guarded by out.mu
 	in            inbound
 	out           outbound
@@ -51,17 +52,25 @@ type conn struct {
 func newConn(ch ssh.Channel, requests <-chan *ssh.Request, local, remote Addr, linger time.Duration,
 	spawn func(func()) bool, ended func(*conn),
 ) (*conn, error) {
-	c := &conn{ch: ch, local: local, remote: remote, linger: linger}
+	return startConn(ch, requests, &conn{local: local, remote: remote, linger: linger}, spawn, ended)
+}
+
+// startConn is newConn with what is fixed of c set.
+func startConn(ch ssh.Channel, requests <-chan *ssh.Request, c *conn, spawn func(func()) bool, ended func(*conn)) (*conn, error) {
+	c.ch = ch
 	c.in.cond, c.out.cond = sync.NewCond(&c.in.mu), sync.NewCond(&c.out.mu)
 	fin, drained := make(chan struct{}), make(chan struct{})
 	ok := spawn(func() {
 		var both sync.WaitGroup
 		both.Go(func() {
-			drain(requests, fin, drained)
+			drain(requests, fin, drained, c.plain)
 			c.out.fail(syscall.EPIPE) // the channel is closed, so the flusher ends too
 		})
+		if c.plain {
+			close(fin)
+		}
 		both.Go(func() { c.in.fill(ch, fin, drained) })
-		c.out.flush(ch)
+		c.out.flush(ch, !c.plain)
 		both.Wait()
 		c.out.mu.Lock()
 		if c.lingering != nil {
@@ -77,10 +86,9 @@ func newConn(ch ssh.Channel, requests <-chan *ssh.Request, local, remote Addr, l
 	return c, nil
 }
 
-// drain takes channel requests: none is granted, a fin is noted.
-func drain(requests <-chan *ssh.Request, fin, drained chan<- struct{}) {
+// drain takes channel requests: none is granted, a fin is noted where there has been none.
+func drain(requests <-chan *ssh.Request, fin, drained chan<- struct{}, seen bool) {
 	defer close(drained)
-	seen := false
 	for r := range requests {
 		if r.Type == finRequest && !seen {
 			seen = true
@@ -207,8 +215,8 @@ func (o *outbound) write(p []byte) (n int, err error) {
 	}
 }
 
-// flush sends what is written, then the fin, then closes the channel.
-func (o *outbound) flush(ch ssh.Channel) {
+// flush sends what is written, then the fin where one is wanted, then closes the channel.
+func (o *outbound) flush(ch ssh.Channel, withFin bool) {
 	own := make([]byte, 0, chunkBytes)
 	for {
 		o.mu.Lock()
@@ -230,8 +238,10 @@ func (o *outbound) flush(ch ssh.Channel) {
 			return
 		}
 	}
-	ch.SendRequest(finRequest, false, nil) //nolint:errcheck // a peer that hears no fin sees the stream as lost
-	ch.CloseWrite()                        //nolint:errcheck // as above
+	if withFin {
+		ch.SendRequest(finRequest, false, nil) //nolint:errcheck // a peer that hears no fin sees the stream as lost
+	}
+	ch.CloseWrite() //nolint:errcheck // as above
 	o.mu.Lock()
 	for !o.closed && o.err == nil {
 		o.cond.Wait()

@@ -88,7 +88,7 @@ func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string, carried c
 	release()
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	err = t.start(&session{
-		cid: by.cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: by.key, dialler: by.cid, carried: carried, ssh: c, wire: w,
+		cid: by.cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: by.key, dialler: by.cid, carried: carried, use: useOf(c.ClientVersion()), ssh: c, wire: w,
 	}, channels, requests)
 	if err != nil {
 		t.refused(raw.RemoteAddr(), by.cid, err.Error())

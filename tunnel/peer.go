@@ -82,8 +82,8 @@ func newPeer(n config.Node) *peer {
 func (p *peer) bestLocked() *session {
 	var best *session
 	for _, s := range p.sessions {
-		if s.reason() != nil {
-			continue // closed, and on its way out
+		if s.use != useAll || s.reason() != nil {
+			continue // for something else; or closed, and on its way out
 		}
 		if best == nil || p.prefersLocked(s, best) {
 			best = s
@@ -99,6 +99,17 @@ func (p *peer) prefersLocked(a, b *session) bool {
 	}
 	lower := min(a.self, a.cid)
 	return a.dialler == lower || b.dialler != lower
+}
+
+// mainLocked counts the sessions that are for all streams.
+func (p *peer) mainLocked() int {
+	n := 0
+	for _, s := range p.sessions {
+		if s.use == useAll {
+			n++
+		}
+	}
+	return n
 }
 
 // rightLocked says whether there is a session as the configuration wants it.
@@ -131,7 +142,7 @@ func (t *Tunnel) Peers() []PeerState {
 			st.Err, st.NotLetIn = p.err.Error(), errors.Is(p.err, errNotLetIn)
 		}
 		for _, s := range p.sessions {
-			if why := s.reason(); why != nil && !st.Connected {
+			if why := s.reason(); why != nil && !st.Connected && s.use == useAll {
 				st.Err = why.Error() // on its way out
 			}
 			if at := s.wire.lastHeard(); at.After(st.LastSeen) {
@@ -160,11 +171,13 @@ func (t *Tunnel) add(s *session) error {
 	}
 	p := t.peers[s.cid]
 	s.peer = p
-	if len(p.sessions) == 0 {
-		p.since = s.since
+	if s.use == useAll {
+		if p.mainLocked() == 0 {
+			p.since = s.since
+		}
+		p.err = nil
 	}
 	p.sessions = append(p.sessions, s)
-	p.err = nil
 	if len(p.sessions) > maxConnections {
 		for _, old := range p.sessions {
 			if old != p.bestLocked() {
@@ -206,13 +219,15 @@ func (t *Tunnel) remove(s *session) {
 		p.heard = at
 	}
 	why := s.reason()
-	p.lasted = time.Since(s.since)
-	if len(p.sessions) == 0 {
-		p.since, p.err = time.Now(), why
+	if s.use == useAll {
+		p.lasted = time.Since(s.since)
+		if p.mainLocked() == 0 {
+			p.since, p.err = time.Now(), why
+		}
 	}
 	p.changedLocked()
 	level := zerolog.WarnLevel
-	if errors.Is(why, errSurplus) || errors.Is(why, errStopped) {
+	if errors.Is(why, errSurplus) || errors.Is(why, errStopped) || s.use != useAll {
 		level = zerolog.InfoLevel
 	}
 	t.repeats.log(t.o.Log.WithLevel(level), "tunnel.down", fmt.Sprint(s.cid, errors.Is(why, errSurplus)), func(e *zerolog.Event) {
@@ -228,9 +243,10 @@ func (t *Tunnel) idle(s *session) {
 }
 
 // retireLocked lets a surplus session go once it has had no channel for a while. Each side does that by its own count; a channel that
-// the other side opens at that moment was not yet taken, and its Dial goes to the other connection.
+// the other side opens at that moment was not yet taken, and its Dial goes to the other connection. Another program's connection is its
+// own affair.
 func (t *Tunnel) retireLocked(p *peer, s *session) {
-	if p.bestLocked() == s || s.channels() > 0 {
+	if s.use == useTheir || p.bestLocked() == s || s.channels() > 0 {
 		return
 	}
 	s.owned.spawn(func() {
@@ -323,15 +339,15 @@ func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
 	p.dialling = true
 	address, tr, want := p.node.Address, t.trust, p.want
 	t.mu.Unlock()
-	err := t.connect(ctx, p.cid, address, tr, want)
+	err := t.connect(ctx, p.cid, address, tr, want, useAll)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p.want == want {
 		p.unlike = err
 	}
-	if err != nil && want == config.TunnelWireGuard && len(p.sessions) == 0 {
+	if err != nil && want == config.TunnelWireGuard && p.mainLocked() == 0 {
 		t.mu.Unlock()
-		plain := t.connect(ctx, p.cid, address, tr, config.TunnelSSH)
+		plain := t.connect(ctx, p.cid, address, tr, config.TunnelSSH, useAll)
 		t.mu.Lock()
 		if plain != nil && !errors.Is(err, errNoAddress) {
 			err = fmt.Errorf("%w; without it: %w", err, plain)
@@ -340,7 +356,7 @@ func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
 	p.dialling = false
 	p.attempts++
 	p.tried = time.Now()
-	up := len(p.sessions) > 0
+	up := p.mainLocked() > 0
 	// How the last connection ended says more than that there is nowhere to dial.
 	if err != nil && !up && (p.err == nil || !errors.Is(err, errNoAddress)) {
 		p.err = err
@@ -354,8 +370,8 @@ func (t *Tunnel) attempt(ctx context.Context, p *peer) bool {
 	return err == nil || p.rightLocked()
 }
 
-// connect makes an authenticated connection to the peer's tunnel, by that kind of carrier.
-func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr *trust, by config.TunnelKind) error {
+// connect makes an authenticated connection to the peer's tunnel, by that kind of carrier and for that use.
+func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr *trust, by config.TunnelKind, use use) error {
 	if address == "" {
 		return errNoAddress
 	}
@@ -371,7 +387,7 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	raw.SetDeadline(time.Now().Add(t.timing.handshake)) //nolint:errcheck // a closed conn fails in the handshake
 	var key string
 	client := &ssh.ClientConfig{
-		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: version,
+		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: use.version(),
 		Auth:              []ssh.AuthMethod{ssh.PublicKeys(tr.user)},
 		HostKeyAlgorithms: []string{ssh.CertAlgoED25519v01},
 		HostKeyCallback: func(_ string, _ net.Addr, presented ssh.PublicKey) error {
@@ -388,7 +404,7 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	}
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	return t.start(&session{
-		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, carried: by, ssh: c, wire: w,
+		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, carried: by, use: use, ssh: c, wire: w,
 	}, channels, requests)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,14 +14,23 @@ import (
 )
 
 const (
-	// gateChannel is the one channel type between members; its extra data is a gateRequest.
+	// gateChannel is the channel type between members; its extra data is a gateRequest.
 	gateChannel = "gate@mailproxy"
+	// streamLocalChannel is what OpenSSH's ssh -L opens for the path of a socket (its PROTOCOL, 2.4); "/control" is the service.
+	streamLocalChannel = "direct-streamlocal@openssh.com"
 	// keepAlive is the one global request that is answered with yes.
 	keepAlive = "keepalive@mailproxy"
 )
 
 // gateRequest names the service that a channel is for.
 type gateRequest struct{ Service string }
+
+// streamLocalRequest is the same in OpenSSH's words.
+type streamLocalRequest struct {
+	Path      string
+	Reserved0 string
+	Reserved1 uint32
+}
 
 // Why a session ended; the text is the err of the log and of PeerState.
 var (
@@ -42,6 +52,7 @@ type session struct {
 	key     string // the peer's key, marshalled
 	dialler config.CID
 	carried config.TunnelKind
+	use     use
 	ssh     ssh.Conn
 	wire    *wire
 	since   time.Time
@@ -157,21 +168,43 @@ func (s *session) accept(channels <-chan ssh.NewChannel) {
 
 // gate finds the handler for a channel, or why there is none. With a handler, one of the peer's channels is taken.
 func (s *session) gate(n ssh.NewChannel) (service string, h Handler, reason ssh.RejectionReason, text string) {
-	if n.ChannelType() != gateChannel {
+	service, known := serviceOf(n)
+	if !known {
 		return "", nil, ssh.UnknownChannelType, "unknown channel type"
 	}
-	var request gateRequest
-	if len(n.ExtraData()) > 64 || ssh.Unmarshal(n.ExtraData(), &request) != nil {
+	if service == "" {
 		return "", nil, ssh.Prohibited, "malformed request"
 	}
-	h = s.t.o.Services[request.Service]
+	h = s.t.o.Services[service]
 	if h == nil {
 		return "", nil, ssh.Prohibited, "unknown service"
 	}
 	if !s.peer.in.take("") {
 		return "", nil, ssh.ResourceShortage, "too many channels"
 	}
-	return request.Service, h, 0, ""
+	return service, h, 0, ""
+}
+
+// serviceOf reads which service a channel is for; empty where the request is malformed, and not known where it is no channel of ours.
+func serviceOf(n ssh.NewChannel) (service string, known bool) {
+	if len(n.ExtraData()) > 64 {
+		return "", n.ChannelType() == gateChannel || n.ChannelType() == streamLocalChannel
+	}
+	switch n.ChannelType() {
+	case gateChannel:
+		var r gateRequest
+		if ssh.Unmarshal(n.ExtraData(), &r) != nil {
+			return "", true
+		}
+		return r.Service, true
+	case streamLocalChannel:
+		var r streamLocalRequest
+		if ssh.Unmarshal(n.ExtraData(), &r) != nil || !strings.HasPrefix(r.Path, "/") {
+			return "", true
+		}
+		return r.Path[1:], true
+	}
+	return "", false
 }
 
 func (s *session) serve(n ssh.NewChannel, service string, handler Handler) {
@@ -182,7 +215,7 @@ func (s *session) serve(n ssh.NewChannel, service string, handler Handler) {
 	}
 	var handled sync.WaitGroup
 	handled.Add(1)
-	c, err := s.newConn(ch, requests, service, func() { handled.Wait(); s.peer.in.give("") })
+	c, err := s.newConn(ch, requests, service, n.ChannelType() == streamLocalChannel, func() { handled.Wait(); s.peer.in.give("") })
 	if err != nil {
 		s.peer.in.give("")
 		return
@@ -201,8 +234,8 @@ func (s *session) serve(n ssh.NewChannel, service string, handler Handler) {
 	}
 }
 
-// newConn makes the channel a conn of this session.
-func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, service string, done func()) (*conn, error) {
+// newConn makes the channel a conn of this session; plain is one whose other end knows no fin.
+func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, service string, plain bool, done func()) (*conn, error) {
 	ended := func(c *conn) {
 		s.mu.Lock()
 		delete(s.conns, c)
@@ -213,7 +246,7 @@ func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, service 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	local, remote := Addr{s.self, service}, Addr{s.cid, service}
-	c, err := newConn(ch, requests, local, remote, s.t.timing.linger, s.owned.spawn, ended)
+	c, err := startConn(ch, requests, &conn{local: local, remote: remote, linger: s.t.timing.linger, plain: plain}, s.owned.spawn, ended)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +315,7 @@ func (s *session) openChannel(service string) (*conn, error) {
 		s.close(err) // so that the next try takes another
 		return nil, err
 	}
-	c, err := s.newConn(ch, requests, service, func() { s.peer.out.give("") })
+	c, err := s.newConn(ch, requests, service, false, func() { s.peer.out.give("") })
 	if err != nil {
 		s.peer.out.give("")
 	}

@@ -54,7 +54,7 @@ func newKey(t *testing.T) *Key {
 func intrude(t *testing.T, n *node, user string, signer ssh.Signer, change func(*ssh.ClientConfig)) (ssh.Conn, error) {
 	t.Helper()
 	c := &ssh.ClientConfig{
-		Config: algorithms(), User: user, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 5 * time.Second,
+		Config: algorithms(), User: user, ClientVersion: version, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 5 * time.Second,
 		Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
 	}
 	if change != nil {
@@ -370,7 +370,7 @@ func TestWhomADiallerTrusts(t *testing.T) {
 	n.start()
 	n.Reload(s)
 	connect := func(cid config.CID, signer ssh.Signer) error {
-		return n.connect(context.Background(), cid, hostAs(t, signer), tr, config.TunnelSSH)
+		return n.connect(context.Background(), cid, hostAs(t, signer), tr, config.TunnelSSH, useAll)
 	}
 	if err := connect(2, forged(t, ca, member, ssh.HostCert, 2, nil)); err != nil {
 		t.Fatalf("the member itself: %v", err)

@@ -9,16 +9,48 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// algorithms restricts both sides to what is fast and sound: X25519 (with ML-KEM where both know it) and AES-GCM.
+// algorithms restricts both sides to what is fast and sound: X25519 (with ML-KEM where both know it) and AES-GCM. AES-GCM needs no
+// MAC; the ones that are named are for who looks at the list.
 func algorithms() ssh.Config {
 	return ssh.Config{
 		KeyExchanges: []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519},
 		Ciphers:      []string{ssh.CipherAES256GCM, ssh.CipherAES128GCM},
+		MACs:         []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM},
 	}
 }
 
-// version is what both sides announce; it names no version of the software to strangers.
-const version = "SSH-2.0-mailproxy"
+// What both sides announce; it names no version of the software to strangers. The comment (RFC 4253 §4.2) says what a connection is for.
+const (
+	version     = "SSH-2.0-mailproxy"
+	bulkVersion = version + " bulk"
+)
+
+// A use is what a connection between members is for.
+type use int
+
+const (
+	useAll   use = iota // every stream that is not told otherwise
+	useBulk             // what is large, so that nothing else waits behind it
+	useTheir            // another program that holds the member's certificate: it opens streams, none is opened to it
+)
+
+// useOf reads what a client announced.
+func useOf(clientVersion []byte) use {
+	switch string(clientVersion) {
+	case version:
+		return useAll
+	case bulkVersion:
+		return useBulk
+	}
+	return useTheir
+}
+
+func (u use) version() string {
+	if u == useBulk {
+		return bulkVersion
+	}
+	return version
+}
 
 // timing holds the package's time constants. Tests shorten them.
 type timing struct {
