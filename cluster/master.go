@@ -64,7 +64,7 @@ func (n *Node) pushOnce(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pe
 		return p, db.ErrNotMaster
 	}
 	asked := n.o.Now()
-	p, theirs, err := n.askPeer(ctx, p, cid)
+	p, theirs, err := n.askPeer(ctx, p, cid, n.openBulk)
 	n.see(cid, asked, theirs, err)
 	if err != nil {
 		return p, err

@@ -18,6 +18,11 @@ func (n *Node) openPeer(ctx context.Context, cid config.CID) (*db.Peer, error) {
 	return db.OpenPeer(ctx, func(ctx context.Context) (net.Conn, error) { return n.o.Tunnel.Dial(ctx, cid, "postgres") })
 }
 
+// openBulk opens one for what may be much, which nothing else shall wait behind.
+func (n *Node) openBulk(ctx context.Context, cid config.CID) (*db.Peer, error) {
+	return db.OpenPeer(ctx, func(ctx context.Context) (net.Conn, error) { return n.o.Tunnel.DialBulk(ctx, cid, "postgres") })
+}
+
 // probers keeps one prober per peer, as the member list has them.
 func (n *Node) probers(ctx context.Context) error {
 	n.perPeer(ctx, n.probe)
@@ -97,7 +102,7 @@ func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 		var st db.State
 		var err error
 		asked := n.o.Now()
-		if p, st, err = n.askPeer(ctx, p, node.CID); ctx.Err() == nil {
+		if p, st, err = n.askPeer(ctx, p, node.CID, n.openPeer); ctx.Err() == nil {
 			n.see(node.CID, asked, st, err)
 			if err == nil {
 				n.learn(ctx, st)
@@ -108,12 +113,13 @@ func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 }
 
 // askPeer reads a peer's state over p, which it opens where it is nil. It gives back the session to use next time.
-func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID) (*db.Peer, db.State, error) {
+func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID, open func(context.Context, config.CID) (*db.Peer, error),
+) (*db.Peer, db.State, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if p == nil {
 		var err error
-		if p, err = n.openPeer(ctx, cid); err != nil {
+		if p, err = open(ctx, cid); err != nil {
 			return nil, db.State{}, err
 		}
 	}

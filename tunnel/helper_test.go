@@ -32,6 +32,7 @@ func quick() timing {
 	c.backoffMin, c.backoffMax, c.second, c.surplus = 10*time.Millisecond, 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
 	c.kick, c.steady, c.linger = 10*time.Millisecond, 50*time.Millisecond, 200*time.Millisecond
 	c.handshake, c.startup, c.join = 3*time.Second, 300*time.Millisecond, 5*time.Second
+	c.unlike = 500 * time.Millisecond
 	c.repeatedEvery = time.Nanosecond
 	return c
 }

@@ -30,6 +30,9 @@ type peer struct {
 	want config.TunnelKind
 	// unlike is why there is none of that kind, from the last attempt.
 	unlike error
+	// bulking is held by who makes a connection for bulk; bulkFailed is when that last failed.
+	bulking    chan struct{}
+	bulkFailed time.Time
 	// kick asks for an attempt now.
 	kick chan struct{}
 	// stop ends the goroutines of this peer, which close done; nil while they do not run.
@@ -72,7 +75,7 @@ type PeerState struct {
 
 func newPeer(n config.Node) *peer {
 	return &peer{
-		cid: n.CID, node: n, kick: make(chan struct{}, 1), changed: make(chan struct{}), done: make(chan struct{}),
+		cid: n.CID, node: n, kick: make(chan struct{}, 1), bulking: make(chan struct{}, 1), changed: make(chan struct{}), done: make(chan struct{}),
 		in: &slots{all: maxChannels, each: maxChannels}, out: &slots{all: maxChannels, each: maxChannels},
 	}
 }
@@ -110,6 +113,16 @@ func (p *peer) mainLocked() int {
 		}
 	}
 	return n
+}
+
+// bulkLocked is a session for bulk by that kind of carrier.
+func (p *peer) bulkLocked(by config.TunnelKind) *session {
+	for _, s := range p.sessions {
+		if s.use == useBulk && s.carried == by && s.reason() == nil {
+			return s
+		}
+	}
+	return nil
 }
 
 // rightLocked says whether there is a session as the configuration wants it.
@@ -223,6 +236,11 @@ func (t *Tunnel) remove(s *session) {
 		p.lasted = time.Since(s.since)
 		if p.mainLocked() == 0 {
 			p.since, p.err = time.Now(), why
+			for _, other := range p.sessions {
+				if other.use == useBulk {
+					other.close(why) // it knows less well whether the peer lives
+				}
+			}
 		}
 	}
 	p.changedLocked()
@@ -244,13 +262,26 @@ func (t *Tunnel) idle(s *session) {
 
 // retireLocked lets a surplus session go once it has had no channel for a while. Each side does that by its own count; a channel that
 // the other side opens at that moment was not yet taken, and its Dial goes to the other connection. Another program's connection is its
-// own affair.
+// own affair. A session by another carrier than the wanted one goes after a while with what is open on it, since streams between
+// daemons may last for ever.
 func (t *Tunnel) retireLocked(p *peer, s *session) {
+	if s.use != useTheir && s.carried != p.want && p.rightLocked() && !s.leaving {
+		s.leaving = true
+		t.laterLocked(s, t.timing.unlike, func() bool {
+			s.leaving = s.carried != p.want && p.rightLocked()
+			return s.leaving
+		})
+	}
 	if s.use == useTheir || p.bestLocked() == s || s.channels() > 0 {
 		return
 	}
+	t.laterLocked(s, t.timing.surplus, func() bool { return p.bestLocked() != s && s.channels() == 0 })
+}
+
+// laterLocked closes a surplus session after a while if it still is one then, which is asked under mu.
+func (t *Tunnel) laterLocked(s *session, after time.Duration, surplus func() bool) {
 	s.owned.spawn(func() {
-		timer := time.NewTimer(t.timing.surplus)
+		timer := time.NewTimer(after)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -258,7 +289,7 @@ func (t *Tunnel) retireLocked(p *peer, s *session) {
 			return
 		}
 		t.mu.Lock()
-		gone := p.bestLocked() != s && s.channels() == 0
+		gone := surplus()
 		t.mu.Unlock()
 		if gone {
 			s.close(errSurplus)

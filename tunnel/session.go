@@ -60,6 +60,8 @@ type session struct {
 	cancel  context.CancelFunc
 	owned   owned
 
+	leaving bool // it is closed soon, whatever is open; guarded by Tunnel.mu
+
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
 	opened int // outgoing channels that are being opened
@@ -129,6 +131,10 @@ func (s *session) watch() {
 		}
 	})
 	defer close(asked)
+	every, dead := s.t.timing.keepAlive, s.t.timing.dead
+	if s.use == useBulk {
+		every, dead = bulkPatience*every, bulkPatience*dead
+	}
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for asks := (time.Time{}); ; {
@@ -138,18 +144,18 @@ func (s *session) watch() {
 		case <-next.C:
 		}
 		silence := s.wire.silence()
-		if silence >= s.t.timing.dead {
+		if silence >= dead {
 			s.close(fmt.Errorf("%w for %s", errSilent, silence.Round(time.Second/10)))
 			return
 		}
-		if now := time.Now(); now.Sub(asks) >= s.t.timing.keepAlive {
+		if now := time.Now(); now.Sub(asks) >= every {
 			asks = now
 			select {
 			case asked <- struct{}{}:
 			default: // the last one is still under way
 			}
 		}
-		next.Reset(min(s.t.timing.keepAlive-time.Since(asks), s.t.timing.dead-silence))
+		next.Reset(min(every-time.Since(asks), dead-silence))
 	}
 }
 

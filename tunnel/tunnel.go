@@ -328,6 +328,9 @@ func (t *Tunnel) takePeersLocked() {
 			p.want, p.unlike = t.trust.tunnel, nil
 			p.kickNow()
 			p.changedLocked()
+			for _, s := range p.sessions {
+				t.retireLocked(p, s)
+			}
 		}
 		p.node = n
 	}
@@ -377,6 +380,51 @@ func (t *Tunnel) Dial(ctx context.Context, cid config.CID, service string) (net.
 			return nil, fmt.Errorf("dial %s at node %d: %w", service, cid, err)
 		}
 	}
+}
+
+// DialBulk is Dial for a stream that carries much: over a connection of its own, so that no other stream waits behind it. Where that
+// cannot be made, most likely since only the peer can connect to this node, it is a stream beside the others.
+func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (net.Conn, error) {
+	beside, err := t.session(ctx, cid)
+	if err != nil {
+		return nil, fmt.Errorf("dial node %d: %w", cid, err)
+	}
+	if s := t.bulk(ctx, beside); s != nil {
+		c, err := s.dial(ctx, service)
+		switch {
+		case err == nil:
+			return c, nil
+		case !errors.Is(err, ErrLost):
+			return nil, fmt.Errorf("dial %s at node %d: %w", service, cid, err)
+		}
+	}
+	return t.Dial(ctx, cid, service)
+}
+
+// bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot.
+func (t *Tunnel) bulk(ctx context.Context, beside *session) *session {
+	p := beside.peer
+	select {
+	case p.bulking <- struct{}{}:
+		defer func() { <-p.bulking }()
+	case <-ctx.Done():
+		return nil
+	}
+	t.mu.Lock()
+	s, address, tr := p.bulkLocked(beside.carried), p.node.Address, t.trust
+	due := t.peers[p.cid] == p && time.Since(p.bulkFailed) >= t.timing.bulkAgain
+	t.mu.Unlock()
+	if s != nil || !due {
+		return s
+	}
+	err := t.connect(ctx, p.cid, address, tr, beside.carried, useBulk)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		p.bulkFailed = time.Now()
+		return nil
+	}
+	return p.bulkLocked(beside.carried)
 }
 
 // session gives the connection for new channels to a peer, or waits for one.

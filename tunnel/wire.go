@@ -63,6 +63,8 @@ type timing struct {
 	steady        time.Duration // a connection that lasted so long resets the back-off
 	second        time.Duration // how long the higher CID leaves the first attempt to the lower
 	surplus       time.Duration // how long a surplus connection without channels is kept
+	unlike        time.Duration // how long a connection by another carrier than the wanted one is kept beside one by that
+	bulkAgain     time.Duration // after a connection for bulk could not be made
 	kick          time.Duration // Dial starts no attempt earlier than this after the last
 	linger        time.Duration // for a closed stream to send its rest
 	join          time.Duration // for a whole join exchange
@@ -75,10 +77,14 @@ func defaultTiming() timing {
 	return timing{
 		keepAlive: 3 * time.Second, dead: 9 * time.Second, dial: 5 * time.Second, handshake: 10 * time.Second,
 		backoffMin: 200 * time.Millisecond, backoffMax: 15 * time.Second, steady: 10 * time.Second,
-		second: 150 * time.Millisecond, surplus: time.Second, kick: time.Second, linger: 5 * time.Second,
+		second: 150 * time.Millisecond, surplus: time.Second, unlike: 30 * time.Second, bulkAgain: time.Minute, kick: time.Second, linger: 5 * time.Second,
 		join: time.Minute, startup: 10 * time.Second, joinEvery: 2 * time.Second, repeatedEvery: 30 * time.Second,
 	}
 }
+
+// bulkPatience is how many times longer a connection for bulk may be silent: the one beside it tells whether the peer lives, and this
+// one may cost nothing while it is idle.
+const bulkPatience = 10
 
 // Bounds on what peers and strangers may hold.
 const (

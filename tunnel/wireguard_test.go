@@ -66,7 +66,9 @@ func TestAddressesInside(t *testing.T) {
 
 // The setting changes under way: no moment without a connection, and what is open goes on.
 func TestTheKindIsSwitchedWithoutLosingAnybody(t *testing.T) {
-	p := pairBy(t, config.TunnelSSH)
+	c := quick()
+	c.unlike = time.Minute
+	p := pairWith(t, config.TunnelSSH, c)
 	open := p.a.mustDial(2, "echo")
 	for _, kind := range []config.TunnelKind{config.TunnelWireGuard, config.TunnelSSH} {
 		since := p.a.state(2).Since
@@ -89,6 +91,22 @@ func TestTheKindIsSwitchedWithoutLosingAnybody(t *testing.T) {
 		if st := p.a.state(2); st.Since != since || st.Transport != kind {
 			t.Errorf("%s: %+v, connected since %v", kind, st, since)
 		}
+	}
+}
+
+// Streams between daemons last for ever; the switch must not wait for their end.
+func TestAfterASwitchTheOtherKindGoesWithWhatIsOpen(t *testing.T) {
+	p := pairBy(t, config.TunnelSSH)
+	open := p.a.mustDial(2, "echo")
+	ping(t, open, "before")
+	for _, n := range []*node{p.a, p.b} {
+		n.Reload(carriedBy(p.s, config.TunnelWireGuard))
+	}
+	if _, err := open.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
+		t.Errorf("the stream over plain SSH read %v, want %v", err, ErrLost)
+	}
+	if st := p.a.state(2); st.Transport != config.TunnelWireGuard || p.a.sessions(2) != 1 {
+		t.Errorf("%+v", st)
 	}
 }
 
