@@ -1,5 +1,5 @@
 // Package tunnel connects the nodes of a cluster: a byte stream to a service of the node with a given CID, the peer proven, deadlines
-// obeyed. It is the only package that knows SSH.
+// obeyed. It is the only package that knows SSH and WireGuard.
 //
 // Its walk:
 //
@@ -8,10 +8,13 @@
 //  2. Reload takes the members, CAs and revoked nodes from a config.Snapshot and cuts at once what they no longer allow.
 //  3. One connection per pair of peers serves both directions. Either side dials; of two, the one that the lower CID dialled takes
 //     all new channels, and the other ends with its last channel.
+//     By the setting it runs over plain TCP or inside of WireGuard (carrier); each node listens for both. One that was made by the other
+//     carrier takes new channels only while there is none by the wanted one. DialBulk has a connection of its own.
 //  4. Dial opens a channel that names a service; at the other end the gate looks the service up and hands the channel to its
-//     Handler. Nothing else is served: no shell, no exec, no forwarding, no global request but the keep-alive.
+//     Handler. OpenSSH's "ssh -L SOCKET:/SERVICE" with a member's certificate does the same. Nothing else is served: no shell, no
+//     exec, no other forwarding, no global request but the keep-alive.
 //  5. Each peer's services are also Unix sockets under the run directory.
-//  6. Join is the one exchange with a stranger: JSON over a connection whose host key was pinned or confirmed before.
+//  6. Join, by TCP alone, is the one exchange with a stranger: JSON over a connection whose host key was pinned or confirmed before.
 //
 // Its invariants: a peer is let in only with a certificate of its kind (user certificates dial, host certificates answer), signed by
 // a CA that the snapshot lists, for its CID and this cluster, over the very key that the snapshot holds for that CID; everything from
