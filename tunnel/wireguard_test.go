@@ -94,6 +94,38 @@ func TestTheKindIsSwitchedWithoutLosingAnybody(t *testing.T) {
 	}
 }
 
+func TestWhichConnectionTakesNewStreams(t *testing.T) {
+	plain := func(dialler config.CID) *session {
+		return &session{self: 1, cid: 2, dialler: dialler, carried: config.TunnelSSH}
+	}
+	inside := func(dialler config.CID) *session {
+		return &session{self: 1, cid: 2, dialler: dialler, carried: config.TunnelWireGuard}
+	}
+	bulk := plain(1)
+	bulk.use = useBulk
+	for _, c := range []struct {
+		what string
+		want config.TunnelKind
+		all  []*session // in the order in which they came up
+		best int
+	}{
+		{"the lower CID's", config.TunnelSSH, []*session{plain(1), plain(2)}, 0},
+		{"the newer of one dialler's", config.TunnelSSH, []*session{plain(1), plain(1)}, 1},
+		{"the wanted kind, by the higher CID and older", config.TunnelWireGuard, []*session{inside(2), plain(1)}, 0},
+		{"the wanted kind, by the higher CID and newer", config.TunnelSSH, []*session{inside(1), plain(2)}, 1},
+		{"the other kind where there is none of the wanted", config.TunnelWireGuard, []*session{plain(2), plain(1)}, 1},
+		{"never one for bulk", config.TunnelSSH, []*session{inside(2), bulk}, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			p := newPeer(config.Node{CID: 2})
+			p.want, p.sessions = c.want, c.all
+			if p.bestLocked() != c.all[c.best] {
+				t.Errorf("it is not number %d of %d", c.best+1, len(c.all))
+			}
+		})
+	}
+}
+
 // Streams between daemons last for ever; the switch must not wait for their end.
 func TestAfterASwitchTheOtherKindGoesWithWhatIsOpen(t *testing.T) {
 	p := pairBy(t, config.TunnelSSH)
@@ -196,6 +228,39 @@ func TestInsideOfWireGuardOnlyTheMemberOfTheAddressIsLetIn(t *testing.T) {
 				t.Errorf("let in: %v, want %v", err, c.ok)
 			}
 		})
+	}
+}
+
+func TestAMemberCannotSendFromAnothersAddress(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	third := newNode(t, Options{})
+	third.enter(p.ca, 3)
+	s := *p.s
+	s.Nodes = append(slices.Clone(p.s.Nodes), third.row())
+	p.b.Reload(&s)
+	p.a.mu.Lock()
+	tr := *p.a.trust
+	p.a.mu.Unlock()
+	p.a.stop()
+	for own, reached := range map[config.CID]bool{1: true, 3: false} {
+		forger := &wireguard{log: t.Logf}
+		if err := forger.open(nil); err != nil {
+			t.Fatal(err)
+		}
+		tr.id.CID = own
+		if _, err := forger.take(&tr); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		c, err := forger.dial(ctx, 2, p.b.addr)
+		cancel()
+		if err == nil {
+			c.Close()
+		}
+		if (err == nil) != reached {
+			t.Errorf("member 1 from the address of member %d: %v", own, err)
+		}
+		forger.close()
 	}
 }
 
