@@ -64,7 +64,7 @@ func pairBy(t *testing.T, kind config.TunnelKind) *carriedPair {
 // patient is the timing of tests that carry so much that packets are lost.
 func patient() timing {
 	c := quick()
-	c.dead = defaultTiming().dead
+	c.dead, c.linger = defaultTiming().dead, defaultTiming().linger
 	return c
 }
 

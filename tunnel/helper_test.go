@@ -30,7 +30,7 @@ func quick() timing {
 	// Long enough for a machine that does much else.
 	c.keepAlive, c.dead = 100*time.Millisecond, 1200*time.Millisecond
 	c.backoffMin, c.backoffMax, c.second, c.surplus = 10*time.Millisecond, 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
-	c.kick, c.steady, c.linger = 10*time.Millisecond, 50*time.Millisecond, 200*time.Millisecond
+	c.kick, c.steady, c.linger = 10*time.Millisecond, 50*time.Millisecond, time.Second
 	c.handshake, c.startup, c.join = 3*time.Second, 300*time.Millisecond, 5*time.Second
 	c.unlike = 500 * time.Millisecond
 	c.repeatedEvery = time.Nanosecond
