@@ -91,6 +91,7 @@ func (tx *transaction) groups() (now []group, later []mail.Path) {
 //	  before its dot                  -> what is left for others is spooled, held
 //	  its 2xx                         -> held items released, refused recipients reported by DSN: its answer
 //	  its 4xx or 5xx, or no answer    -> held items dropped: its answer
+//	all have refused all              -> what is for postmaster is queued; without any, the worst answer
 type delivery struct {
 	*conn
 	ctx     context.Context // ends when the client is gone
@@ -122,6 +123,10 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 			rest = append(rest, other.paths...)
 		}
 		results, err := d.attempt(g, rest)
+		reply := dotReply(results)
+		if err != nil || reply == nil {
+			d.drop() // what was held before a dot that was not sent, or not answered
+		}
 		var away *relay.OutOfReach
 		var ours *mail.Reply
 		switch {
@@ -131,30 +136,37 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 			}
 			return d.settle(d.spool(append(rest, g.paths...), away))
 		case errors.Is(err, relay.ErrNoAnswer):
-			d.drop()
-			out := outcome{reply: dotReply(results), hop: hopOf(results)}
+			out := outcome{reply: reply, hop: hopOf(results)}
 			d.mayComeTwice(out, err, "the next hop may have taken it")
 			return out
 		case errors.As(err, &ours):
-			d.drop()
 			return outcome{reply: ours}
 		case err != nil && d.ctx.Err() != nil:
-			d.drop()
 			return outcome{}
 		case err != nil:
-			d.drop()
 			return outcome{reply: internal(err)}
-		}
-		if reply := dotReply(results); reply != nil {
+		case reply != nil:
 			return d.answered(reply, results)
 		}
-		d.drop() // the connection may have been lost between the hook and the dot
 		d.refused = append(d.refused, results...)
 	}
-	if len(later) > 0 {
+	if later = append(later, d.postmaster()...); len(later) > 0 {
 		return d.settle(d.spool(later, nil))
 	}
 	return outcome{reply: worst(d.refused), hop: hopOf(d.refused)}
+}
+
+// postmaster takes those out of the refused that we said yes to whatever their next hop thinks: the queue asks it again, and the
+// sender has a DSN where it stays with its no. What a next hop says of the message itself stands.
+func (d *delivery) postmaster() (paths []mail.Path) {
+	d.refused = slices.DeleteFunc(d.refused, func(r relay.Result) bool {
+		kept := r.Stage <= relay.StageRcpt && d.tx.forPostmaster(r.Path)
+		if kept {
+			paths = append(paths, r.Path)
+		}
+		return kept
+	})
+	return paths
 }
 
 // attempt delivers to one next hop; what others are to have is spooled before its dot.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"mailproxy/config"
 	"mailproxy/mail"
 	"mailproxy/queue"
 	"mailproxy/relay"
@@ -213,6 +214,69 @@ func TestNextHopThatGoesAwayAfterRCPTIsQueuedFor(t *testing.T) {
 	p.want("250 2.0.0 queued as")
 	if items := g.queue.List(); len(items) != 1 || len(items[0].ForwardPaths) != 2 || len(other.messages()) != 0 {
 		t.Errorf("queue: %+v", items)
+	}
+}
+
+// The 250 for what was queued answers for those too that the next hop before has refused.
+func TestRecipientsRefusedBeforeANextHopThatIsAwayAreNotLost(t *testing.T) {
+	for _, c := range []struct {
+		name, refusal string
+		item          string // forward-paths
+		dsn           bool
+	}{
+		{"for good: the sender has a DSN", "550 5.1.1 no such user", "x@two.test", true},
+		{"for now: the queue tries them too", "451 4.2.0 busy", "x@two.test x@one.test", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, other := newHop(t), newHop(t)
+			g := newRig(t, snapshot("one.test", h.addr(), "two.test", other.addr()), nil)
+			p := g.hello()
+			p.begin("x@one.test", "x@two.test")
+			h.set("rcpt x@one.test", c.refusal) // it was asked before, and said yes
+			other.close()
+			p.send("body\r\n.\r\n")
+			p.want("250 2.0.0 queued as")
+			var item, dsn string
+			for _, i := range g.queue.List() {
+				if i.ReversePath.IsNull() {
+					dsn += joined(i.ForwardPaths)
+				} else {
+					item += joined(i.ForwardPaths)
+				}
+			}
+			if item != c.item || (dsn == "a@sender.test") != c.dsn {
+				t.Errorf("queued for %q, DSN to %q", item, dsn)
+			}
+		})
+	}
+}
+
+func joined(paths []mail.Path) string {
+	var all []string
+	for _, p := range paths {
+		all = append(all, p.String())
+	}
+	return strings.Join(all, " ")
+}
+
+func TestPostmasterIsQueuedAndTheOthersThatWereRefusedAreReported(t *testing.T) {
+	h := newHop(t)
+	s := snapshot("one.test", h.addr())
+	s.Settings = []config.Setting{{Name: "postmaster", Value: "ops@one.test"}}
+	g := newRig(t, s, nil)
+	p := g.hello()
+	p.begin("x@one.test", "postmaster") // goes to ops@one.test, which was not asked about
+	h.set("rcpt x@one.test", "550 5.1.1 no such user")
+	h.set("rcpt ops@one.test", "550 5.1.1 no such user")
+	p.send("body\r\n.\r\n")
+	p.want("250 2.0.0 queued as")
+	items := g.queue.List()
+	if len(items) != 2 || joined(items[0].ForwardPaths) != "ops@one.test" || joined(items[1].ForwardPaths) != "a@sender.test" {
+		t.Fatalf("queue: %+v", items)
+	}
+	dsn, err := os.ReadFile(filepath.Join(g.spool, "item", items[1].ID))
+	if err != nil || !strings.Contains(string(dsn), "rfc822; x@one.test") || strings.Contains(string(dsn), "rfc822; ops@one.test") {
+		t.Errorf("%v, DSN:\n%s", err, dsn)
 	}
 }
 

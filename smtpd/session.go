@@ -33,6 +33,18 @@ type nextHop struct {
 	transport config.Transport
 	domain    string
 	ours      bool // we relay for the domain: delivered at once; otherwise queued
+
+	// postmaster: mail for it is taken whatever the next hop thinks (RFC 5321 §4.5.1).
+	postmaster bool
+}
+
+func (tx *transaction) forPostmaster(to mail.Path) bool {
+	for i, p := range tx.envelope.ForwardPaths {
+		if p == to && tx.hops[i].postmaster {
+			return true
+		}
+	}
+	return false
 }
 
 // session is what go-smtp calls; everything is in its conn.
@@ -105,9 +117,9 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	if refused != nil {
 		return to, nextHop{}, refused
 	}
-	hop := nextHop{transport: transport, domain: to.Domain, ours: tx.rules.Ours(to)}
-	if !hop.ours || path.IsPostmaster() {
-		return to, hop, nil // RFC 5321 §4.5.1: mail for postmaster is taken whatever the next hop thinks
+	hop := nextHop{transport: transport, domain: to.Domain, ours: tx.rules.Ours(to), postmaster: path.IsPostmaster()}
+	if !hop.ours || hop.postmaster {
+		return to, hop, nil
 	}
 	reply, err := c.server.o.Relay.Ask(c.ctx, transport, to.Domain, &tx.envelope, to)
 	var away *relay.OutOfReach
