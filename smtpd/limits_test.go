@@ -3,10 +3,13 @@ package smtpd
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mailproxy/config"
@@ -98,6 +101,55 @@ func TestAMessageMustComeAtAMinimumRate(t *testing.T) {
 	if d, late := c.bodyDeadline(now, 0); in(d) != 10*time.Second || late != replyTooOld {
 		t.Errorf("an old session: %v, %v", in(d), late)
 	}
+}
+
+func TestASessionThatGoesOnTalkingEndsAtItsAge(t *testing.T) {
+	g := newRig(t, with(snapshot(), "session_timeout", "1m"), nil)
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		c := newConn(g.server, near, g.rules.Load())
+		c.phase = phaseCommand
+		var heard strings.Builder
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = io.Copy(&heard, far) })
+		wg.Go(func() {
+			for range 100 {
+				if _, err := io.WriteString(far, "NOOP\r\n"); err != nil {
+					return
+				}
+				time.Sleep(7 * time.Second)
+			}
+			far.Close()
+		})
+		start := time.Now()
+		for c.readLine() != nil {
+			c.put(replyOK)
+		}
+		if d := time.Since(start); d != time.Minute {
+			t.Errorf("ended after %v", d)
+		}
+		_ = c.Close()
+		wg.Wait()
+		if !strings.HasSuffix(heard.String(), "250 2.0.0 OK\r\n421 4.4.2 session lasts too long\r\n") {
+			t.Errorf("heard %q", heard.String())
+		}
+	})
+}
+
+func TestAClientThatDoesNotTakeItsRepliesIsGone(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer far.Close()
+		c := newConn(g.server, near, g.rules.Load())
+		c.phase = phaseCommand
+		c.put(replyOK)
+		start := time.Now()
+		c.flush() // nobody reads
+		if d := time.Since(start); d != writeTimeout || c.phase != phaseEnded {
+			t.Errorf("after %v, in phase %d", d, c.phase)
+		}
+	})
 }
 
 func TestEndlessLineIsCutOff(t *testing.T) {

@@ -101,6 +101,22 @@ func TestReceivedSaysWhoAndHow(t *testing.T) {
 	}
 }
 
+func TestReceivedNamesARecipientOnlyWhereThereIsNoOther(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	p := g.hello()
+	for _, to := range [][]string{{"x@one.test"}, {"x@one.test", "blind@one.test"}} {
+		p.begin(to...)
+		p.send(".\r\n")
+		p.want("250")
+		m := h.messages()
+		wire := m[len(m)-1].wire
+		if named := strings.Contains(wire, "for <x@one.test>"); named != (len(to) == 1) || strings.Contains(wire, "blind") {
+			t.Errorf("to %q: %q", to, wire)
+		}
+	}
+}
+
 func TestQuotedLocalPartsReachTheNextHopAsTheyAre(t *testing.T) {
 	h := newHop(t)
 	s := snapshot("one.test", h.addr())
