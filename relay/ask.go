@@ -21,7 +21,8 @@ const (
 // Ask asks the next hop about one recipient, with MAIL, RCPT and RSET, and gives its answer to RCPT, or to MAIL where that was
 // refused. 421 comes as 451. Answers 2xx are believed for 5 minutes whoever the sender is (another sender may still be refused at
 // delivery), answers 5xx for 1 minute for the same sender only; 4xx are not kept. Who asks what is being asked already waits
-// for that answer. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's.
+// for that answer. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's. A host that gave
+// none is left alone for 10 seconds: the next recipient does not wait for it again.
 func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, to mail.Path) (*mail.Reply, error) {
 	key := question{to: to, tls: t.TLS, reverse: e.ReversePath, utf8: e.SMTPUTF8}
 	if len(t.Hosts) > 0 {

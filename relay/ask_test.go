@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -100,6 +101,69 @@ func TestHopThatHangsAtAskIsLeftAloneForAWhile(t *testing.T) {
 	s.l.Close()
 }
 
+func TestHopThatHangsAtOneRecipientAnswersTheNextAtOnce(t *testing.T) {
+	for name, dialog := range map[string]string{
+		"at MAIL": hello + asked + "hang",
+		"at RCPT": hello + asked + "S: 250 ok\nhang",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript(t, dialog, dialog)
+			c := testClient(t, func(o *Options) { o.Timeouts.Ask = downCost + 100*time.Millisecond })
+			for _, to := range []string{"x@b.test", "y@b.test"} {
+				if _, err := c.Ask(bg(), s.transport(), "b.test", env("from@a.test"), path(to)); !isOutOfReach(err) {
+					t.Errorf("%s: %v", to, err)
+				}
+			}
+			if n := s.connections(); n != 1 {
+				t.Errorf("%d connections: the second recipient waited as long as the first", n)
+			}
+			if c.down.has(s.addr(), time.Now().Add(downTime)) {
+				t.Error("left alone for ever")
+			}
+			s.l.Close()
+		})
+	}
+}
+
+func TestHopThatHangsIsNotAskedOnAnotherKeptConnection(t *testing.T) {
+	s := newScript(t, hello+one+"hang", hello+one+"hang")
+	c := testClient(t, func(o *Options) { o.Timeouts.Ask = downCost + 100*time.Millisecond })
+	var wg, ready sync.WaitGroup
+	ready.Add(2)
+	for range 2 {
+		wg.Go(func() {
+			a := attempt(s.addr(), "hello\r\n", "x@b.test")
+			a.BeforeDot = func([]Result) error { ready.Done(); ready.Wait(); return nil } // both at once
+			if got, err := c.Deliver(bg(), a); err != nil || summary(got) != "dot 250 taken" {
+				t.Errorf("got %s, %v", summary(got), err)
+			}
+		})
+	}
+	wg.Wait()
+	if c.pool.n != 2 {
+		t.Fatalf("%d connections kept", c.pool.n)
+	}
+	_, first := c.Ask(bg(), s.transport(), "b.test", env("from@a.test"), path("x@b.test"))
+	_, second := c.Ask(bg(), s.transport(), "b.test", env("from@a.test"), path("y@b.test"))
+	if !errors.Is(first, errAskTimeout) || !errors.Is(second, errRecentlyDown) || c.pool.n != 0 {
+		t.Errorf("first %v, second %v, %d connections kept", first, second, c.pool.n)
+	}
+	s.stop()
+}
+
+// A client that goes away in the middle of a question says nothing of the hop.
+func TestAskThatIsCancelledLeavesTheHopInReach(t *testing.T) {
+	s := newScript(t, hello+asked+"hang", hello+asked+"S: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset")
+	c := testClient(t, nil)
+	ctx, cancel := context.WithCancel(bg())
+	stop := time.AfterFunc(downCost+100*time.Millisecond, cancel)
+	defer stop.Stop()
+	if _, err := c.Ask(ctx, s.transport(), "b.test", env("from@a.test"), path("x@b.test")); !errors.Is(err, context.Canceled) {
+		t.Errorf("first: %v", err)
+	}
+	ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok")
+}
+
 func TestAskIsSingleFlight(t *testing.T) {
 	s := newScript(t, hello+asked+"wait\nS: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset")
 	c := testClient(t, nil)
@@ -124,7 +188,7 @@ func TestAskOfOneWhoWentAwayIsAskedAgainByTheNext(t *testing.T) {
 			t.Errorf("first: %v", err)
 		}
 	})
-	waitFor(t, "the first one asks", func() bool { return s.connections() == 1 })
+	waitFor(t, "the first one asks", func() bool { return strings.HasSuffix(s.bytes(1), "RSET\r\n") })
 	wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", "250 2.1.5 ok") })
 	cancel()
 	wg.Wait()

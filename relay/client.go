@@ -132,7 +132,8 @@ type Attempt struct {
 // A Result says what became of one forward-path.
 type Result struct {
 	Path mail.Path
-	// Reply is the hop's answer, or one made here for it; 421 comes as 451. In BeforeDot it is the answer to RCPT.
+	// Reply is the hop's answer; 421 comes as 451. In BeforeDot it is the answer to RCPT. One that was made here has a Cause that
+	// is no Reply.
 	Reply *mail.Reply
 	// Hop is host:port; empty where none was asked.
 	Hop string
@@ -209,11 +210,14 @@ func (c *Client) transact(ctx context.Context, h hop, a *Attempt, results []Resu
 		if err != nil {
 			return err
 		}
-		kept := cn.kept
+		kept, start := cn.kept, time.Now()
 		x := newTransaction(cn, a, results)
 		err = x.deliver(ctx)
 		x.end()
 		c.pool.put(cn)
+		if errors.Is(err, context.DeadlineExceeded) { // as in connect: who leaves early says nothing of the hop
+			c.hung(cn, start)
+		}
 		var un *unansweredError
 		if !errors.As(err, &un) {
 			return err
@@ -223,6 +227,14 @@ func (c *Client) transact(ctx context.Context, h hop, a *Attempt, results []Resu
 		}
 	}
 	return &OutOfReach{Hop: h.addr, Stage: StageMail, Err: ErrLost} // not reached: the second connection is never a kept one
+}
+
+// hung leaves an address alone that has connected and then let us wait. What is kept to that hop is closed: the next transaction
+// would wait on it as long.
+func (c *Client) hung(cn *conn, start time.Time) {
+	if c.down.failed(cn.addr, start, time.Now()) {
+		c.pool.drop(cn.hop)
+	}
 }
 
 // acquire gives a connection that is ready for MAIL: a kept one unless fresh is wanted, else a new one.

@@ -31,6 +31,7 @@ type capabilities struct {
 // another.
 type conn struct {
 	hop  hop
+	addr string   // IP address and port
 	raw  net.Conn // what is closed
 	nc   net.Conn // what is read and written: raw or TLS over it
 	r    *bufio.Reader
@@ -51,8 +52,8 @@ type seenReply struct {
 	reply *mail.Reply
 }
 
-func newConn(h hop, raw net.Conn, t *Timeouts) *conn {
-	return &conn{hop: h, raw: raw, nc: raw, r: bufio.NewReaderSize(raw, 4096), t: t}
+func newConn(h hop, addr string, raw net.Conn, t *Timeouts) *conn {
+	return &conn{hop: h, addr: addr, raw: raw, nc: raw, r: bufio.NewReaderSize(raw, 4096), t: t}
 }
 
 // abort ends the connection whatever is going on on it.
@@ -170,7 +171,7 @@ func (c *Client) open(ctx context.Context, h hop, host, addr string, policy conf
 	if err != nil {
 		return nil, &OutOfReach{Hop: h.addr, Stage: StageConnect, Err: err}
 	}
-	cn := newConn(h, raw, &c.t)
+	cn := newConn(h, addr, raw, &c.t)
 	stop := context.AfterFunc(ctx, cn.abort)
 	stage, err := cn.hello(c, host, policy)
 	if !stop() && err == nil {

@@ -96,6 +96,18 @@ func (p *pool) sweep(now time.Time) {
 	}
 }
 
+// drop closes the connections kept to a hop, without a goodbye.
+func (p *pool) drop(h hop) {
+	p.mu.Lock()
+	list := p.idle[h]
+	delete(p.idle, h)
+	p.n -= len(list)
+	p.mu.Unlock()
+	for _, cn := range list {
+		cn.abort()
+	}
+}
+
 func (p *pool) closeIdle() { p.sweep(time.Now().Add(2 * poolIdle)) }
 
 func (p *pool) close() {
@@ -174,10 +186,10 @@ func (d *downList) forget() {
 	clear(d.until)
 }
 
-// failed notes that an attempt begun at start has ended at now without reaching addr.
-func (d *downList) failed(addr string, start, now time.Time) {
+// failed notes that an attempt begun at start has ended at now without reaching addr; false where it cost too little for that.
+func (d *downList) failed(addr string, start, now time.Time) bool {
 	if now.Sub(start) < downCost {
-		return
+		return false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,6 +200,7 @@ func (d *downList) failed(addr string, start, now time.Time) {
 		d.until = make(map[string]time.Time)
 	}
 	d.until[addr] = now.Add(downTime)
+	return true
 }
 
 // repeats lets one event in 30 s into the log and counts the others. The zero repeats is ready.
