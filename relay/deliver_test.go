@@ -177,6 +177,24 @@ S: 554 none`, "hello\r\n", []string{"x@b.test"}, "rcpt 550 5.1.1 no\\t??ser here
 	}
 }
 
+func TestEightBitMailGoesAsItIsAndIsDeclaredWhereThatIsOffered(t *testing.T) {
+	const body = "Subject: \xfc\r\n\r\n\x80\xff\r\n"
+	for _, tt := range []struct{ name, hello, mail string }{
+		{"8BITMIME is offered", hello, "MAIL FROM:<from@a.test> SIZE=18 BODY=8BITMIME"},
+		{"it is not", helloPlain, "MAIL FROM:<from@a.test>"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, tt.hello+"C: "+tt.mail+"\nS: 250 ok\nC: RCPT TO:<x@b.test>\nS: 250 ok\nC: DATA\nS: 354 go\nC~ .\nS: 250 taken")
+			a := attempt(s.addr(), body, "x@b.test")
+			a.Envelope.EightBit = true
+			got, err := testClient(t, nil).Deliver(bg(), a)
+			if err != nil || summary(got) != "dot 250 taken" || !strings.Contains(s.bytes(1), "DATA\r\n"+body+".\r\n") {
+				t.Errorf("got %s, %v; the server got %q", summary(got), err, s.bytes(1))
+			}
+		})
+	}
+}
+
 // cutContent is a content that ends before its size, or cannot be read.
 type cutContent struct{ *strings.Reader }
 

@@ -224,6 +224,7 @@ func TestFailuresByStage(t *testing.T) {
 		{"RCPT: closes", burst + "S: 250 ok\nclose", "rcpt 451 4.4.2 connection to the next hop lost"},
 		{"RCPT: hangs", burst + "S: 250 ok\nhang", "rcpt 451 4.4.2 connection to the next hop lost"},
 		{"RCPT: nonsense", burst + "S: 250 ok\nS: 999 what", "rcpt 451 4.5.0 next hop gave no valid reply"},
+		{"DATA: hangs", burst + "S: 250 ok\nS: 250 ok\nhang", "rcpt 451 4.4.2 connection to the next hop lost"},
 		{"DATA: closes", burst + "S: 250 ok\nS: 250 ok\nclose", "rcpt 451 4.4.2 connection to the next hop lost"},
 		{"DATA: nonsense", burst + "S: 250 ok\nS: 250 ok\nS: 35", "data 451 4.5.0 next hop gave no valid reply"},
 		{"DATA: 250", burst + "S: 250 ok\nS: 250 ok\nS: 250 ok", "data 451 4.5.0 next hop gave no valid reply"},
@@ -233,13 +234,21 @@ func TestFailuresByStage(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newScript(t, tt.dialog)
-			c := testClient(t, func(o *Options) {
-				if short := 50 * time.Millisecond; strings.HasSuffix(tt.name, "hangs") {
-					o.Timeouts = Timeouts{Greeting: short, Ehlo: short, Mail: short, Rcpt: short, Data: short}
+			start := time.Now()
+			c := testClient(t, func(o *Options) { // each wait is bounded by its own time: the others stay long
+				at, hangs := strings.CutSuffix(tt.name, ": hangs")
+				if d := map[string]*time.Duration{
+					"greeting": &o.Timeouts.Greeting, "EHLO": &o.Timeouts.Ehlo, "MAIL": &o.Timeouts.Mail, "RCPT": &o.Timeouts.Rcpt,
+					"DATA": &o.Timeouts.Data,
+				}[at]; hangs {
+					*d = 50 * time.Millisecond
 				}
 			})
 			got, err := c.Deliver(bg(), attempt(s.addr(), "hello\r\n", "x@b.test"))
 			s.l.Close()
+			if took := time.Since(start); took > 4*time.Second {
+				t.Errorf("took %v", took)
+			}
 			var out *OutOfReach
 			if stage, ok := strings.CutPrefix(tt.want, "!"); ok {
 				if !errors.As(err, &out) || out.Stage.String() != stage || out.Hop != s.addr() || got != nil {
@@ -256,6 +265,20 @@ func TestFailuresByStage(t *testing.T) {
 				t.Error("the connection was kept")
 			}
 		})
+	}
+}
+
+func TestTimesThatAreNotGivenAreThoseOfTheRFC(t *testing.T) {
+	got := New(Options{Timeouts: Timeouts{Data: time.Second}}).t
+	want := Timeouts{
+		Lookup: 30 * time.Second, Connect: 15 * time.Second, Greeting: 5 * time.Minute, Ehlo: 5 * time.Minute, TLS: time.Minute,
+		Mail: 5 * time.Minute, Rcpt: 5 * time.Minute, Data: time.Second, Block: 3 * time.Minute, Dot: 5 * time.Minute, Ask: time.Minute,
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if d := New(Options{}).t.Data; d != 2*time.Minute {
+		t.Errorf("DATA: %v", d)
 	}
 }
 

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -18,7 +19,7 @@ import (
 )
 
 // script is a server that plays one dialog a connection: "C: line" is expected, "S: text" is sent, "C~" reads whatever comes
-// up to the line given, "wait" waits for goOn, "hang" keeps the connection open until the test ends, "close" ends it.
+// up to the line given, "tls" takes the handshake, "wait" waits for goOn, "hang" keeps the connection open until the test ends, "close" ends it.
 type script struct {
 	t        *testing.T
 	l        net.Listener
@@ -26,6 +27,7 @@ type script struct {
 	got      []*bytes.Buffer // the octets of each connection
 	problems []string
 	done     chan struct{}
+	tls      *tls.Config   // for "tls" steps
 	goOn     chan struct{} // one token for each "wait" step
 	served   sync.WaitGroup
 }
@@ -97,14 +99,15 @@ func (s *script) problem(format string, args ...any) {
 	s.problems = append(s.problems, fmt.Sprintf(format, args...))
 }
 
-func (s *script) play(n int, c net.Conn, buf *bytes.Buffer, dialog string) {
-	defer c.Close()
+func (s *script) play(n int, raw net.Conn, buf *bytes.Buffer, dialog string) {
+	c := raw // or TLS over it
+	defer raw.Close()
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() { // ends with the connection
 		select {
 		case <-s.done:
-			c.Close()
+			raw.Close()
 		case <-stop:
 		}
 	}()
@@ -150,6 +153,8 @@ func (s *script) play(n int, c net.Conn, buf *bytes.Buffer, dialog string) {
 					break
 				}
 			}
+		case "tls":
+			c = tls.Server(raw, s.tls)
 		case "hang": // to the connection's end
 			for {
 				if _, err := line(); err != nil {

@@ -228,6 +228,32 @@ func TestTLSPolicies(t *testing.T) {
 	}
 }
 
+func TestWhatWasOfferedInClearCountsForNothingInsideTLS(t *testing.T) {
+	cert, _ := certificate(t)
+	s := newScript(t, "S: 220 a\nC: EHLO test.example\n"+`S: 250-a\r\n250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250 STARTTLS`+`
+C: STARTTLS
+S: 220 go
+tls
+C: EHLO test.example
+S: 250 a
+C: MAIL FROM:<from@a.test>
+S: 250 ok
+C: RCPT TO:<x@b.test>
+S: 250 ok
+C: DATA
+S: 354 go
+C: hello
+C: .
+S: 250 taken`)
+	s.tls = &tls.Config{Certificates: []tls.Certificate{cert}}
+	a := attempt(s.addr(), "hello\r\n", "x@b.test")
+	a.Transport.TLS = config.TLSEncrypt
+	a.Envelope.EightBit = true
+	if got, err := testClient(t, nil).Deliver(bg(), a); err != nil || summary(got) != "dot 250 taken" {
+		t.Errorf("got %s, %v", summary(got), err)
+	}
+}
+
 func TestDataBehindTheReplyToStartTLSDropsTheConnection(t *testing.T) {
 	s := newScript(t, "S: 220 a\nC: EHLO test.example\n"+`S: 250-a\r\n250 STARTTLS`+"\nC: STARTTLS\n"+`S: 220 go\r\n250 injected`+"\nhang")
 	a := attempt(s.addr(), "hello\r\n", "x@b.test")
