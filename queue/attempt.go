@@ -175,11 +175,7 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 	case res.Reply.Permanent():
 		f = fateFailed
 	}
-	text := res.Reply.Text
-	if out := new(relay.OutOfReach); errors.As(res.Reply.Cause, &out) {
-		text = out.Error()
-	}
-	r.last = &outcome{Code: res.Reply.Code, Enhanced: res.Reply.Enhanced, Text: text, Hop: res.Hop, At: start}
+	r.last = outcomeOf(res, start)
 	t.fates[r.index] = f
 	e := t.log.Info()
 	if f == fateLater {

@@ -34,9 +34,7 @@ func (q *Queue) DSN(ctx context.Context, e *mail.Envelope, results []relay.Resul
 		if r.Reply.Positive() {
 			continue
 		}
-		failed = append(failed, failure{path: r.Path, outcome: outcome{
-			Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, At: now,
-		}})
+		failed = append(failed, failure{path: r.Path, outcome: *outcomeOf(r, now)})
 	}
 	if len(failed) == 0 || e.ReversePath.IsNull() {
 		return "", nil
@@ -204,17 +202,34 @@ func (d *dsn) text() {
 	}
 }
 
+// lifeText is a length of time as people write it: "5 days", "1 day 12 hours".
 func lifeText(life time.Duration) string {
-	if life%(24*time.Hour) == 0 && life > 0 {
-		return fmt.Sprintf("%d days", life/(24*time.Hour))
+	var parts []string
+	for _, unit := range []struct {
+		name   string
+		length time.Duration
+	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}, {"second", time.Second}} {
+		n := life / unit.length
+		life -= n * unit.length
+		switch {
+		case n == 1:
+			parts = append(parts, "1 "+unit.name)
+		case n > 1:
+			parts = append(parts, fmt.Sprintf("%d %ss", n, unit.name))
+		}
 	}
-	return life.String()
+	return strings.Join(parts, " ")
 }
 
 // said is the outcome as people read it.
 func (o *outcome) said() string {
-	if o.Hop == "" {
+	switch {
+	case o.Source == fromNobody:
+		return "could not reach host " + o.Text
+	case o.Hop == "":
 		return o.reply().String()
+	case o.Source == fromHere:
+		return "not passed on to host " + o.Hop + ": " + o.reply().String()
 	}
 	return "host " + o.Hop + " said: " + o.reply().String()
 }
@@ -234,23 +249,29 @@ func (d *dsn) status() {
 		d.line("Final-Recipient: ", kind, f.path.String())
 		d.line("Action: failed")
 		d.line("Status: ", f.status())
-		if f.outcome.Hop != "" {
-			host := f.outcome.Hop
-			if i := strings.LastIndexByte(host, ':'); i > 0 {
-				host = host[:i]
-			}
-			d.line("Remote-MTA: dns; ", host)
-		}
-		for i, l := range fold("smtp; "+f.outcome.reply().String(), 900) {
-			if i == 0 {
-				d.line("Diagnostic-Code: ", l)
-			} else {
-				d.line("\t", l)
-			}
-		}
+		d.diagnostic(&f.outcome)
 		d.line("Last-Attempt-Date: ", f.outcome.At.Format(time.RFC1123Z))
 	}
 	d.line()
+}
+
+// diagnostic is a hop's own answer; RFC 3464 §2.3.5 and §2.3.6 have no room for another's words.
+func (d *dsn) diagnostic(o *outcome) {
+	if o.Hop == "" || o.Source != fromHop {
+		return
+	}
+	host := o.Hop
+	if i := strings.LastIndexByte(host, ':'); i > 0 {
+		host = host[:i]
+	}
+	d.line("Remote-MTA: dns; ", host)
+	for i, l := range fold("smtp; "+o.reply().String(), 900) {
+		if i == 0 {
+			d.line("Diagnostic-Code: ", l)
+		} else {
+			d.line("\t", l)
+		}
+	}
 }
 
 // status is 5.x.x: an expired path's last outcome was temporary, and it is no longer.

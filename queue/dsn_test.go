@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -98,6 +99,7 @@ func TestDSN(t *testing.T) {
 		{Path: path("ok@b.test"), Reply: &mail.Reply{Code: 250}},
 		{Path: path("no@b.test"), Hop: "mx.b.test:25", Reply: &mail.Reply{Code: 550, Enhanced: [3]int{5, 1, 1}, Text: "no\nsuch user"}},
 		{Path: path("bare@b.test"), Reply: &mail.Reply{Code: 554, Text: strings.Repeat("long ", 600)}},
+		{Path: path("ours@b.test"), Hop: "mx.b.test:25", Reply: &mail.Reply{Code: 553, Text: "bad address", Cause: errors.New("made here")}},
 	}, strings.NewReader(content))
 	if err != nil {
 		t.Fatal(err)
@@ -123,17 +125,23 @@ func TestDSN(t *testing.T) {
 	if _, err := h.Date(); err != nil {
 		t.Error(err)
 	}
-	if !strings.Contains(parts[0].body, "<no@b.test>:\r\n    host mx.b.test:25 said: 550 5.1.1 no such user") {
+	if !strings.Contains(parts[0].body, "<no@b.test>:\r\n    host mx.b.test:25 said: 550 5.1.1 no such user") ||
+		!strings.Contains(parts[0].body, "<ours@b.test>:\r\n    not passed on to host mx.b.test:25: 553 bad address") {
 		t.Errorf("text:\n%s", parts[0].body)
 	}
 	if ct := parts[1].header.Get("Content-Type"); ct != "message/delivery-status" {
 		t.Error(ct)
 	}
 	f := fieldsOf(t, parts[1].body)
-	if len(f) != 3 || f[0].Get("Reporting-Mta") != "dns; mx.test" || f[1].Get("Final-Recipient") != "rfc822; no@b.test" ||
+	if len(f) != 4 || f[0].Get("Reporting-Mta") != "dns; mx.test" || f[1].Get("Final-Recipient") != "rfc822; no@b.test" ||
 		f[1].Get("Action") != "failed" || f[1].Get("Status") != "5.1.1" || f[1].Get("Remote-Mta") != "dns; mx.b.test" ||
 		f[1].Get("Diagnostic-Code") != "smtp; 550 5.1.1 no such user" || f[2].Get("Status") != "5.0.0" {
 		t.Errorf("status %+v", f)
+	}
+	for _, unsaid := range f[2:] { // no hop was asked, or it did not say so
+		if unsaid.Get("Remote-Mta")+unsaid.Get("Diagnostic-Code") != "" {
+			t.Errorf("status %+v", unsaid)
+		}
 	}
 	if ct := parts[2].header.Get("Content-Type"); ct != "text/rfc822-headers" {
 		t.Error(ct)
@@ -164,6 +172,43 @@ func TestDSNWithUTF8Addresses(t *testing.T) {
 		fieldsOf(t, parts[1].body)[1].Get("Final-Recipient") != "utf-8; ü@b.test" ||
 		parts[2].header.Get("Content-Type") != "message/global-headers" || strings.TrimSpace(parts[2].body) != "Subject: ö" {
 		t.Errorf("parts %+v", parts)
+	}
+}
+
+func TestDSNKeepsAHeaderLineThatLooksLikeItsBoundary(t *testing.T) {
+	header := "Subject: a\r\n--=_X--\r\nX-Last: b\r\n"
+	for _, utf8 := range []bool{false, true} {
+		d := &dsn{id: "X", hostname: "mx.test", envelope: &mail.Envelope{ReversePath: path("a@a.test")}, header: []byte(header), utf8: utf8}
+		raw := strings.ReplaceAll(string(d.bytes()), "global-delivery-status", "delivery-status")
+		if _, parts := parseDSN(t, raw); strings.TrimRight(parts[2].body, "\r\n")+"\r\n" != header {
+			t.Errorf("header came as %q", parts[2].body)
+		}
+	}
+}
+
+func TestLifeText(t *testing.T) {
+	for life, want := range map[time.Duration]string{
+		5 * 24 * time.Hour: "5 days", 24 * time.Hour: "1 day", 36 * time.Hour: "1 day 12 hours", 90 * time.Minute: "1 hour 30 minutes",
+		time.Minute: "1 minute", 61 * time.Second: "1 minute 1 second",
+	} {
+		if got := lifeText(life); got != want {
+			t.Errorf("%v: %q, want %q", life, got, want)
+		}
+	}
+}
+
+// The room that MinFree keeps is there for what ends mail that was accepted.
+func TestDSNsAreSpooledIntoTheRoomThatIsKeptFree(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	q.mustPut(t, false, draft("from@a.test", "no@b.test"))
+	q.o.MinFree = 1 << 62
+	if _, err := q.Put(context.Background(), []Draft{draft("from@a.test", "x@b.test")}, false); !errors.Is(err, ErrFull) {
+		t.Fatalf("new mail: %v", err)
+	}
+	q.run(t)
+	waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
+	if s := q.Stats(); s.DSNs != 1 || s.Failed != 1 || s.Sent != 1 {
+		t.Errorf("stats %+v", s)
 	}
 }
 

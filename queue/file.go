@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"mailproxy/mail"
+	"mailproxy/relay"
 )
 
 // The shape of an item's file; see the package comment.
@@ -148,7 +151,38 @@ type outcome struct {
 	Enhanced [3]int    `json:"enhanced"`
 	Text     string    `json:"text"`
 	Hop      string    `json:"hop,omitempty"`
+	Source   source    `json:"source,omitempty"`
 	At       time.Time `json:"at"`
+}
+
+// A source says whose words an outcome has.
+type source uint8
+
+const (
+	fromHop    source = iota // the hop's answer
+	fromHere                 // made here: the hop did not say so
+	fromNobody               // no hop was in reach: Text is why, with the host in front
+)
+
+// outcomeOf is what is kept of a result.
+func outcomeOf(r relay.Result, at time.Time) *outcome {
+	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, At: at}
+	if out := new(relay.OutOfReach); errors.As(r.Reply.Cause, &out) {
+		o.Source, o.Text = fromNobody, printable(out.Error())
+	} else if r.Reply.Cause != nil && !errors.As(r.Reply.Cause, new(*mail.Reply)) {
+		o.Source = fromHere
+	}
+	return o
+}
+
+// printable is s with what is not printable ASCII as '?': an error may quote what a host sent, such as the names in its certificate.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func (o *outcome) reply() *mail.Reply {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mailproxy/mail"
+	"mailproxy/relay"
 )
 
 func TestItemFileRoundTrip(t *testing.T) {
@@ -62,6 +63,31 @@ func TestEveryFlippedBitIsSeen(t *testing.T) {
 		r := bytes.NewReader(good[:n])
 		if _, _, _, err := readHead(r, r.Size()); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("cut to %d: %v", n, err)
+		}
+	}
+}
+
+func TestAnOutcomeSaysWhoseWordsItHas(t *testing.T) {
+	said := &mail.Reply{Code: 421, Text: "going down"}
+	for _, tt := range []struct {
+		name  string
+		cause error
+		want  source
+	}{
+		{"the hop's answer", nil, fromHop},
+		{"its 421, which comes as 451", said, fromHop},
+		{"made here", relay.ErrLost, fromHere},
+		{"out of reach", &relay.OutOfReach{Hop: "hop.test:25", Err: errors.New("connection refused")}, fromNobody},
+		{"its greeting, which is no answer", &relay.OutOfReach{Hop: "hop.test:25", Stage: relay.StageGreeting, Err: said}, fromNobody},
+	} {
+		o := outcomeOf(relay.Result{Reply: &mail.Reply{Code: 451, Text: "text", Cause: tt.cause}, Hop: "hop.test:25"}, time.Unix(1, 0).UTC())
+		b, err := (&state{Last: map[int]*outcome{0: o}}).encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := decodeState(b)
+		if err != nil || o.Source != tt.want || *back.Last[0] != *o {
+			t.Errorf("%s: %+v, %v; came back from disk as %+v", tt.name, o, err, back)
 		}
 	}
 }

@@ -195,7 +195,7 @@ func (q *Queue) triedLocked(n *entry, tried *relay.OutOfReach, now time.Time) {
 		return
 	}
 	n.attempts = 1
-	n.lastReply = outOfReachReply(tried).String()
+	n.lastReply = outcomeOf(relay.Result{Reply: outOfReachReply(tried), Hop: tried.Hop}, now).reply().String()
 	q.due.set(n, now.Add(backoff(n.attempts, rand.Float64())))
 	to := n.open[0].path // the others share its next hop
 	if t, refused := q.o.Route(to); refused == nil {

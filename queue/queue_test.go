@@ -146,7 +146,7 @@ func TestHopThatAnswersAgainMakesItsItemsDue(t *testing.T) {
 	waitFor(t, "all were tried", func() bool {
 		return !slices.ContainsFunc(q.List(), func(i Item) bool { return i.Attempts == 0 || i.Busy })
 	})
-	if r := q.List()[0].LastReply; !strings.Contains(r, "hop.test:25: connect: connection refused") {
+	if r := q.List()[0].LastReply; r != "451 4.4.1 hop.test:25: connect: connection refused" {
 		t.Errorf("last reply %q", r)
 	}
 	q.hop.set(answers)

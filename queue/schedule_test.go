@@ -99,6 +99,30 @@ func TestTemporaryAnswersAreTriedAgainAndExpireTogether(t *testing.T) {
 	})
 }
 
+func TestDSNOfAHopThatWasNeverInReachQuotesNobody(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		var dsn string
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if a.Envelope.ReversePath.IsNull() {
+				dsn = readAll(t, a.Content)
+				return answers(a)
+			}
+			return nil, &relay.OutOfReach{Hop: "hop.test:25", Stage: relay.StageConnect, Err: errors.New("no\r\nway \xfc")}
+		})
+		q.mustPut(t, false, draft("from@a.test", "x@b.test"))
+		time.Sleep(defaultLife + time.Minute)
+		synctest.Wait()
+		_, parts := parseDSN(t, dsn)
+		if want := "<x@b.test>:\r\n    given up after 5 days; the last attempt ended with:\r\n" +
+			"    could not reach host hop.test:25: connect: no??way ?\r\n"; !strings.Contains(parts[0].body, want) {
+			t.Errorf("text:\n%s", parts[0].body)
+		}
+		if f := fieldsOf(t, parts[1].body)[1]; f.Get("Status") != "5.4.7" || f.Get("Remote-Mta")+f.Get("Diagnostic-Code") != "" {
+			t.Errorf("status %+v", f)
+		}
+	})
+}
+
 func TestItemThatExpiresWithoutAReversePathIsDropped(t *testing.T) {
 	inBubble(t, func(t *testing.T, q *testQueue) {
 		q.hop.set(outOfReach)
@@ -266,7 +290,7 @@ func TestAnItemThatWasJustTriedWaitsForItsTimeOrForTheHop(t *testing.T) {
 		synctest.Wait()
 		item := q.List()[0]
 		if len(q.hop.attempts()) != 0 || item.Attempts != 1 || item.Transport != "b.test" ||
-			!strings.Contains(item.LastReply, "next hop out of reach") {
+			item.LastReply != "451 4.4.1 hop.test:25: connect: connection refused" { // as behind an attempt of the queue's own
 			t.Fatalf("behind the put: %d attempts here, %+v", len(q.hop.attempts()), item)
 		}
 		transport, _ := route(path("other@b.test"))

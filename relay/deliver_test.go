@@ -219,7 +219,7 @@ func TestAddressesThatNoParserMadeNeverReachTheWire(t *testing.T) {
 	a := attempt(s.addr(), "hello\r\n", "x@b.test")
 	a.Paths = append(a.Paths, mail.Path{Local: "a\r\nRCPT TO:<evil@b.test", Domain: "b.test"}, mail.Path{})
 	got, err := testClient(t, nil).Deliver(bg(), a)
-	if err != nil || summary(got) != "dot 250 taken\nrcpt 553 5.1.3 bad address\nrcpt 553 5.1.3 bad address" {
+	if err != nil || summary(got) != "dot 250 taken\nrcpt 553 5.1.3 bad address\nrcpt 553 5.1.3 bad address" || got[1].Reply.Cause == nil {
 		t.Errorf("got %s, %v", summary(got), err)
 	}
 }

@@ -17,6 +17,7 @@ var ErrLost = errors.New("connection lost")
 var (
 	errTLSNotOffered = errors.New("STARTTLS is required and not offered")
 	errRecentlyDown  = errors.New("was out of reach a moment ago")
+	errNotAsked      = errors.New("no address that the hop can be asked about")
 	errNoHost        = errors.New("no host to connect to")
 )
 

@@ -156,7 +156,7 @@ func TestSMTPUTF8IsAskedForWhereItIsOffered(t *testing.T) {
 	s := newScript(t, hello)
 	a := attempt(s.addr(), "a\r\n", "x@b.test")
 	a.Envelope = &mail.Envelope{ReversePath: path("ü@a.test")}
-	if got, err = testClient(t, nil).Deliver(bg(), a); err != nil || got[0].Reply.Status() != "5.6.7" {
+	if got, err = testClient(t, nil).Deliver(bg(), a); err != nil || got[0].Reply.Status() != "5.6.7" || got[0].Reply.Cause == nil {
 		t.Errorf("got %s, %v", summary(got), err)
 	}
 }

@@ -198,9 +198,9 @@ func (x *transaction) addresses(e *mail.Envelope) (reverse string, todo int, utf
 		ascii := p.IsASCII()
 		switch {
 		case !(ascii && e.ReversePath.IsASCII()) && !x.conn.caps.smtputf8:
-			x.results[i].Reply = &mail.Reply{Code: 550, Enhanced: [3]int{5, 6, 7}, Text: "next hop does not take internationalized addresses"}
+			x.results[i].Reply = &mail.Reply{Code: 550, Enhanced: [3]int{5, 6, 7}, Text: "next hop does not take internationalized addresses", Cause: errNotAsked}
 		case p.IsNull() || hasControl(p.Local) || hasControl(p.Domain) || hasControl(reverse):
-			x.results[i].Reply = &mail.Reply{Code: 553, Enhanced: [3]int{5, 1, 3}, Text: "bad address"}
+			x.results[i].Reply = &mail.Reply{Code: 553, Enhanced: [3]int{5, 1, 3}, Text: "bad address", Cause: errNotAsked}
 		default:
 			todo++
 			needed = needed || !ascii
@@ -323,7 +323,7 @@ func (x *transaction) got(p pending, reply *mail.Reply) {
 		} else {
 			x.conn.broken = true
 			if !x.answered { // the one in front of MAIL, not the one that ends an Ask
-				x.fail(StageMail, nonsense(refusal(reply)))
+				x.fail(StageMail, nonsense(protocolError("RSET refused: "+reply.String())))
 			}
 		}
 		return
