@@ -26,7 +26,7 @@ import (
 const helperVar = "QUEUE_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	helpers := map[string]func(dir string){"put": helperPut, "run": helperRun, "sync": helperSync}
+	helpers := map[string]func(dir string){"put": helperPut, "run": helperRun, "sync": helperSync, "release": helperRelease}
 	if h := helpers[os.Getenv(helperVar)]; h != nil {
 		h(os.Args[1])
 		os.Exit(0)
@@ -231,11 +231,11 @@ func named(log, id string) bool {
 	return false
 }
 
-// tmpfs is a file system of 1 MB.
-func tmpfs(t *testing.T) string {
+// tmpfs is a file system of 1 MB with so many inodes.
+func tmpfs(t *testing.T, inodes int) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=1m,nr_inodes=%d", inodes)); err != nil {
 		t.Fatalf("mount: %v (the test needs root)", err)
 	}
 	t.Cleanup(func() {
@@ -260,7 +260,7 @@ func TestFullSpool(t *testing.T) {
 		}
 	}
 	t.Run("MinFree is kept free", func(t *testing.T) {
-		dir := tmpfs(t)
+		dir := tmpfs(t, 1000)
 		q := openTest(t, dir, func(o *Options) { o.MinFree = 600 << 10 })
 		q.mustPut(t, false, big(200<<10))
 		_, err := q.Put(context.Background(), []Draft{big(300 << 10)}, false)
@@ -274,8 +274,25 @@ func TestFullSpool(t *testing.T) {
 		q.mustPut(t, false, big(150<<10))
 		q.Close()
 	})
+	t.Run("inodes are kept free", func(t *testing.T) {
+		dir := tmpfs(t, 70)
+		q := openTest(t, dir, nil)
+		taken := 0
+		for taken < 100 {
+			if _, err := q.Put(context.Background(), []Draft{big(10)}, false); err != nil {
+				isFull(t, err)
+				break
+			}
+			taken++
+		}
+		// The root and the three directories have one each.
+		if taken != 70-4-64+1 || len(q.List()) != taken || !errors.Is(q.Healthy(), ErrFull) {
+			t.Errorf("%d taken, %d there, Healthy: %v", taken, len(q.List()), q.Healthy())
+		}
+		q.Close()
+	})
 	t.Run("the kernel says ENOSPC", func(t *testing.T) {
-		dir := tmpfs(t)
+		dir := tmpfs(t, 1000)
 		q := openTest(t, dir, nil)
 		q.o.MinFree = -1 << 40 // the gate is open: the write itself has to end well
 		before := freeOctets(t, dir)
@@ -345,6 +362,32 @@ func TestSyncErrorRefusesTheMailAndLeavesNothing(t *testing.T) {
 				t.Errorf("left: %v", names(t, filepath.Join(spool, "item")))
 			}
 		})
+	}
+}
+
+// helperRelease holds a message, releases it, and says what came of that.
+func helperRelease(dir string) {
+	runtime.LockOSThread() // strace counts calls by thread
+	q, err := Open(Options{Dir: dir, Hostname: "mx.test", Route: route})
+	fatal(err)
+	ids, err := q.Put(context.Background(), []Draft{draft("from@a.test", "x@b.test")}, true)
+	fatal(err)
+	fmt.Println("release", q.Release(ids))
+	fmt.Println("drop", q.Drop(ids))
+	fmt.Println("items", len(q.List()))
+}
+
+// The disk's error behind the final dot: what is released and not durable is not accepted. Two syncs are Open's, two Put's.
+func TestReleaseThatIsNotDurableIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	spool := filepath.Join(dir, "spool")
+	cmd := helper("release", spool, "strace", "-f", "-o", filepath.Join(dir, "trace"), "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=5")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s (Debian package strace)", err, out)
+	}
+	if got := string(out); !strings.HasPrefix(got, "release 451 4.3.0 ") || !strings.HasSuffix(got, "\ndrop <nil>\nitems 0\n") || !spoolIsEmpty(t, spool) {
+		t.Errorf("left: %v, said:\n%s", names(t, filepath.Join(spool, "item")), got)
 	}
 }
 

@@ -18,8 +18,7 @@ type health struct {
 	mu       sync.Mutex
 	sick     error
 	probeAt  time.Time
-	fullErr  error
-	fullTill time.Time
+	fullTill time.Time // until when spool.full is not said again
 }
 
 // begin says whether a write may be tried, and gives what is to be called with its outcome.
@@ -47,7 +46,6 @@ func (h *health) written(now time.Time, log zerolog.Logger, err error) {
 		h.sick = nil
 		log.Info().Msg("spool.recovered")
 	}
-	h.fullErr = nil
 }
 
 // note notes an error of the spool; nil is nothing new.
@@ -72,7 +70,6 @@ func (h *health) note(now time.Time, log zerolog.Logger, err error) {
 func (h *health) full(now time.Time, log zerolog.Logger, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.fullErr = err
 	if now.After(h.fullTill) {
 		h.fullTill = now.Add(30 * time.Second)
 		log.Error().AnErr("err", err).Msg("spool.full")
