@@ -82,6 +82,9 @@ func (l *Local) SnapshotFile() string { return filepath.Join(l.StateDir, "snapsh
 // LockFile is held by the one daemon of this node.
 func (l *Local) LockFile() string { return filepath.Join(l.StateDir, "lock") }
 
+// RunLockFile is held by the one daemon whose sockets are in the run directory.
+func (l *Local) RunLockFile() string { return filepath.Join(l.RunDir, "lock") }
+
 // Runs says whether a service runs here.
 func (l *Local) Runs(service string) bool {
 	for _, s := range l.Services {

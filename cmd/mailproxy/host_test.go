@@ -33,7 +33,7 @@ func TestTheLockIsForOneAndGoesWithItsHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = takeLock(file)
-	if want := fmt.Sprintf("a daemon of this node is running, pid %d (%s is locked)", os.Getpid(), file); err == nil || err.Error() != want {
+	if want := fmt.Sprintf("a daemon is running, pid %d (%s is locked)", os.Getpid(), file); err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	if err := first.Close(); err != nil {
@@ -124,14 +124,14 @@ func TestRootGivesTheDaemonItsFilesAndNothingElse(t *testing.T) {
 	dir := shortDir(t)
 	outside := filepath.Join(dir, "outside")
 	l := &config.Local{StateDir: filepath.Join(dir, "s"), RunDir: filepath.Join(dir, "r"), User: "nobody"}
-	for _, d := range []string{l.KeyDir(), filepath.Join(l.SpoolDir(), "item"), filepath.Join(l.StateDir, "other")} {
+	for _, d := range []string{l.KeyDir(), filepath.Join(l.SpoolDir(), "item"), filepath.Join(l.StateDir, "other"), l.RunDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	key, item, other := filepath.Join(l.KeyDir(), "node.key"), filepath.Join(l.SpoolDir(), "item", "x"), filepath.Join(l.StateDir, "other", "f")
 	link, second := filepath.Join(l.SpoolDir(), "link"), filepath.Join(l.SpoolDir(), "second")
-	for _, f := range []string{key, item, other, outside} {
+	for _, f := range []string{key, item, other, outside, l.LockFile(), l.RunLockFile()} {
 		if err := os.WriteFile(f, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +146,7 @@ func TestRootGivesTheDaemonItsFilesAndNothingElse(t *testing.T) {
 	if err := prepareDirs(l, who); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]int{l.StateDir: 65534, l.RunDir: 65534, key: 65534, item: 65534, filepath.Dir(item): 65534,
+	for path, want := range map[string]int{l.StateDir: 65534, l.RunDir: 65534, l.LockFile(): 65534, l.RunLockFile(): 65534, key: 65534, item: 65534, filepath.Dir(item): 65534,
 		tlsDir(l): 65534, tempDir(l): 65534, other: 0, outside: 0} {
 		info, err := os.Stat(path)
 		if err != nil {

@@ -142,6 +142,9 @@ func checkHost(l *config.Local) error {
 			return err
 		}
 	}
+	if err := checkLocks(l); err != nil {
+		return err
+	}
 	if l.Database.DSN != "" {
 		d, err := db.Open(db.Options{DSN: l.Database.DSN})
 		if err != nil {

@@ -97,8 +97,37 @@ func TestASecondDaemonIsRefusedAndAPortInUseIsNamed(t *testing.T) {
 	n := newNode(t)
 	n.start()
 	_, errs, code := n.run("mailproxy", "serve")
-	if want := fmt.Sprintf("mailproxy: a daemon of this node is running, pid %d (%s is locked)\n", n.cmd.Process.Pid, n.local.LockFile()); code != 1 || errs != want {
+	if want := fmt.Sprintf("mailproxy: a daemon is running, pid %d (%s is locked)\n", n.cmd.Process.Pid, n.local.LockFile()); code != 1 || errs != want {
 		t.Errorf("exit code %d, %q, want %q", code, errs, want)
+	}
+	other := newNode(t, "--dsn", "host=/nonexistent")
+	text, err := os.ReadFile(other.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := strings.ReplaceAll(string(text), other.local.RunDir, n.local.RunDir)
+	if err := os.WriteFile(other.file, []byte(shared), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("mailproxy: run_dir %s is in use: a daemon is running, pid %d (%s is locked)\nhint: every node has a run_dir of its own: "+
+		"\"run_dir\" in its node file, --run-dir of init\n", n.local.RunDir, n.cmd.Process.Pid, n.local.RunLockFile())
+	if _, errs, code := other.run("mailproxy", "serve"); code != 1 || errs != want {
+		t.Errorf("the run_dir of another node: exit code %d, %q, want %q", code, errs, want)
+	}
+	for _, path := range []string{n.local.RunDir, n.local.StateDir} { // each beside a fresh one
+		file := filepath.Join(n.dir, "second.toml")
+		dirs := map[string]string{n.local.RunDir: "--run-dir", n.local.StateDir: "--state-dir"}
+		args := []string{"--config", file, "init", "--name", "n2.test", "--address", "192.0.2.2", "--user", "nobody",
+			"--run-dir", filepath.Join(n.dir, "r2"), "--state-dir", filepath.Join(n.dir, "s2"), dirs[path], path}
+		if _, errs, code := n.run("mailproxy", args...); code != 1 || !strings.Contains(errs, fmt.Sprintf("pid %d (%s/lock is locked)", n.cmd.Process.Pid, path)) {
+			t.Errorf("init with %s: exit code %d, %s", path, code, errs)
+		}
+		if _, err := os.Stat(file); err == nil {
+			t.Errorf("init with %s wrote its file", path)
+		}
+	}
+	if _, err := n.health(); err != nil {
+		t.Errorf("the first daemon does not answer any more: %v", err)
 	}
 	for _, door := range []struct{ flag, address, section string }{
 		{"--smtp-listen", n.smtp, "smtp"}, {"--web-listen", n.web, "web"}, {"--tunnel-listen", n.tunnel, "tunnel"},

@@ -101,6 +101,14 @@ func prepareDirs(l *config.Local, a *account) error {
 			return fmt.Errorf("give %s to %s: %w", file, a.name, err)
 		}
 	}
+	run, err := os.OpenRoot(l.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = run.Close() }()
+	if err := a.own(run, filepath.Base(l.RunLockFile()), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("give %s to %s: %w", l.RunLockFile(), a.name, err)
+	}
 	return checkWritable(l, a)
 }
 

@@ -46,14 +46,11 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(local.StateDir, 0o755); err != nil {
-		return err
-	}
-	lock, err := takeLock(local.LockFile())
+	locks, err := takeLocks(local)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Close() }()
+	defer locks.close()
 	if err := prepareDirs(local, who); err != nil {
 		return err
 	}
