@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"os"
 
 	"mailproxy/cluster"
 	"mailproxy/db"
@@ -34,7 +35,7 @@ func hint(err error) string {
 		return `start it: "systemctl start mailproxy", or look why it ended: "journalctl -u mailproxy"`
 	case errors.Is(err, db.ErrNoLease):
 		return leaseHint
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return "run it as root"
 	}
 	return ""

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -175,5 +176,11 @@ func TestTheUnitIsHardened(t *testing.T) {
 		if !strings.Contains(string(unit), want+"\n") {
 			t.Errorf("no %s in the unit", want)
 		}
+	}
+}
+
+func TestRootIsNotToldToBeRoot(t *testing.T) { // tests are
+	if h := hint(fs.ErrPermission); h != "" {
+		t.Errorf("hint: %s", h)
 	}
 }

@@ -131,14 +131,24 @@ func flagProblems(err error) error {
 
 // checkHost checks what the host must have for this node file.
 func checkHost(l *config.Local) error {
+	var who *account
 	if l.User != "" {
-		if _, err := user.Lookup(l.User); err != nil {
-			return withHint(fmt.Errorf("user %s: is not known here", l.User),
-				"adduser --system --group --home %s --no-create-home %s", l.StateDir, l.User)
+		var err error
+		if who, err = accountOf(l); err != nil {
+			return err
+		}
+		if err := checkUnprivileged(l, who); err != nil {
+			return err
 		}
 	}
 	for _, dir := range []string{l.StateDir, l.RunDir} {
 		if err := checkDir(dir); err != nil {
+			return err
+		}
+		if who == nil || os.Geteuid() != 0 {
+			continue // nobody else's rights can be told
+		}
+		if err := who.checkEnter(dir); err != nil {
 			return err
 		}
 	}

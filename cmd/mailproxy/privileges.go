@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -20,11 +21,36 @@ type account struct {
 	groups   []int
 }
 
-// daemonAccount gives whom root's daemon becomes. Root without a user in its node file stays root, which PostgreSQL refuses.
+// daemonAccount gives whom root's daemon becomes. Root with no other user in its node file stays root, where it needs no PostgreSQL
+// of its own.
 func daemonAccount(l *config.Local) (*account, error) {
-	if os.Geteuid() != 0 || l.User == "" || l.User == "root" {
+	if os.Geteuid() != 0 {
 		return nil, nil
 	}
+	if l.User == "" {
+		return nil, checkUnprivileged(l, nil)
+	}
+	a, err := accountOf(l)
+	if err != nil {
+		return nil, err
+	}
+	if a.uid == 0 {
+		return nil, checkUnprivileged(l, a)
+	}
+	return a, nil
+}
+
+// checkUnprivileged refuses root (nil: we are) where the node is to have a PostgreSQL of its own, which never runs as root.
+func checkUnprivileged(l *config.Local, a *account) error {
+	if l.Database.DSN != "" || a != nil && a.uid != 0 {
+		return nil
+	}
+	return withHint(errors.New("user: the node's own PostgreSQL does not run as root"),
+		"let \"user\" in the node file, --user of init, name another: %s is the usual one", config.DefaultUser)
+}
+
+// accountOf gives the account of the node file's user.
+func accountOf(l *config.Local) (*account, error) {
 	u, err := user.Lookup(l.User)
 	if err != nil {
 		return nil, withHint(fmt.Errorf("user %s: is not known here", l.User),
@@ -109,7 +135,7 @@ func prepareDirs(l *config.Local, a *account) error {
 	if err := a.own(run, filepath.Base(l.RunLockFile()), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("give %s to %s: %w", l.RunLockFile(), a.name, err)
 	}
-	return checkWritable(l, a)
+	return nil
 }
 
 // own gives a name in a directory, and with all what is below it, to the account. Whoever can write there must not get more by it
@@ -145,17 +171,53 @@ func (a *account) own(dir *os.Root, name string, all bool) error {
 	})
 }
 
-// checkWritable says early, and with the directory's name, what would fail in the middle of a mail.
-func checkWritable(l *config.Local, a *account) error {
-	if a != nil {
-		return nil // root has just given them away
-	}
+// checkWritable says early, and with the directory's name, what would fail in the middle of a mail. It is for whom the daemon is by
+// then: a directory that is its own is of no use to it below one that it may not enter.
+func checkWritable(l *config.Local) error {
 	for _, dir := range []string{l.StateDir, l.RunDir, l.SpoolDir(), l.KeyDir()} {
-		if err := tryWrite(dir); err != nil {
+		if err := tryWrite(dir); errors.Is(err, fs.ErrPermission) {
+			return withHint(fmt.Errorf("user %s may not write in %s", userName(), dir), "\"namei -l %s\" shows whose the directories on the way are", dir)
+		} else if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// userName is whom we are by now; user.Current remembers who we were before we gave up root.
+func userName() string {
+	id := strconv.Itoa(os.Geteuid())
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
+
+// checkEnter refuses a directory below one that the account may not enter, as test(1) says when it is that user.
+func (a *account) checkEnter(dir string) error {
+	for parent := filepath.Dir(dir); parent != "/"; parent = filepath.Dir(parent) {
+		if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+			continue // it will be made
+		}
+		cmd := exec.Command("test", "-x", parent)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: a.credential()}
+		var exit *exec.ExitError
+		if err := cmd.Run(); errors.As(err, &exit) {
+			return withHint(fmt.Errorf("user %s may not enter %s", a.name, parent), "chmod o+x %s", shellQuote(parent))
+		} else if err != nil {
+			return fmt.Errorf("may user %s enter %s: %w", a.name, parent, err)
+		}
+	}
+	return nil
+}
+
+func (a *account) credential() *syscall.Credential {
+	c := &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
+	for _, g := range a.groups {
+		c.Groups = append(c.Groups, uint32(g))
+	}
+	return c
 }
 
 // give makes path the account's own.

@@ -15,7 +15,7 @@ import (
 
 // TestScripts runs the transcripts in testdata/script with the real programs. Their own commands are:
 //
-//	node            makes a node, starts its daemon, and sets MAILPROXY_CONFIG, SMTP, WEB, STATE, RUN
+//	node            makes a node, starts its daemon, and sets MAILPROXY_CONFIG, SMTP, WEB, TUNNEL, STATE, RUN
 //	exits N CMD     runs a command and wants exit code N
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -23,6 +23,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", testbin.Dir()+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			e.Setenv("D", shortDir(e.T().(testing.TB)))
+			for _, door := range []string{"SMTP", "WEB", "TUNNEL"} { // free ones; those of the node, once there is one
+				e.Setenv(door, freePort(e.T().(testing.TB)))
+			}
 			e.Values[tbKey{}] = e.T().(testing.TB)
 			return nil
 		},
@@ -40,7 +43,7 @@ func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
 	n := newNode(ts.Value(tbKey{}).(testing.TB))
 	n.start()
 	n.waitHealthy()
-	for key, value := range map[string]string{"MAILPROXY_CONFIG": n.file, "SMTP": n.smtp, "WEB": n.web, "STATE": n.local.StateDir,
+	for key, value := range map[string]string{"MAILPROXY_CONFIG": n.file, "SMTP": n.smtp, "WEB": n.web, "TUNNEL": n.tunnel, "STATE": n.local.StateDir,
 		"RUN": n.local.RunDir} {
 		ts.Setenv(key, value)
 	}

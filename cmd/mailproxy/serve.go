@@ -75,6 +75,9 @@ func serve(c *cli.Context) error {
 	if err := who.become(); err != nil {
 		return err
 	}
+	if err := checkWritable(local); err != nil {
+		return err
+	}
 	if err := d.open(); err != nil { // what is read and made on the disk, as the user that will use it
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 
 	"mailproxy/cluster"
 	"mailproxy/db"
@@ -69,9 +70,10 @@ func hint(err error) string {
 		return "pmgcm --help"
 	}
 	for _, h := range hints {
-		if errors.Is(err, h.err) {
-			return h.hint
+		if !errors.Is(err, h.err) || h.err == fs.ErrPermission && os.Geteuid() == 0 {
+			continue
 		}
+		return h.hint
 	}
 	return ""
 }

@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -76,6 +77,7 @@ func TestReportGivesTextHintAndExitCode(t *testing.T) {
 		{"not in sync, and the output says so", &shownError{cluster.ErrNotInSync}, 3, ""},
 		{"not in sync", cluster.ErrNotInSync, 3, "pmgcm: not in sync\nhint: \"pmgcm status\" shows who is behind and why\n"},
 		{"no remedy known", errors.New("odd"), 1, "pmgcm: odd\n"},
+		{"root needs not be told to be root", fs.ErrPermission, 1, "pmgcm: permission denied\n"}, // tests are
 		{"the innermost remedy that is listed first", fmt.Errorf("%w: %w", cluster.ErrNoDaemon, io.EOF), 1,
 			"pmgcm: the local daemon is not running: EOF\nhint: start it: \"systemctl start mailproxy\"; \"journalctl -u mailproxy\" says why it ended\n"},
 	} {
