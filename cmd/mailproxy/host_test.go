@@ -9,13 +9,19 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"mailproxy/cluster"
 	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/smtpd"
+	"mailproxy/tunnel"
 )
 
 func mustLeaf(t *testing.T, file string) *x509.Certificate {
@@ -172,10 +178,31 @@ func TestTheUnitIsHardened(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"Type=notify", "KillMode=mixed", "TimeoutStopSec=90", "StateDirectory=mailproxy", "RuntimeDirectory=mailproxy"} {
+	for _, want := range []string{"Type=notify", "KillMode=mixed", "StateDirectory=mailproxy", "RuntimeDirectory=mailproxy"} {
 		if !strings.Contains(string(unit), want+"\n") {
 			t.Errorf("no %s in the unit", want)
 		}
+	}
+}
+
+func TestTheUnitGivesAllPartsTheTimeToEnd(t *testing.T) {
+	d := &daemon{instance: &db.Instance{}, tunnel: &tunnel.Tunnel{}, node: &cluster.Node{}, config: &configuration{}, smtpd: &smtpd.Server{}}
+	var sum time.Duration
+	for _, p := range d.parts() {
+		sum += p.bound
+	}
+	unit, err := os.ReadFile(filepath.Join("..", "..", "systemd", "mailproxy.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(unit), "\nTimeoutStopSec=")
+	line, _, _ := strings.Cut(after, "\n")
+	seconds, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bound := time.Duration(seconds) * time.Second; sum >= bound {
+		t.Errorf("the parts may take %v, and are killed after %v", sum, bound)
 	}
 }
 
