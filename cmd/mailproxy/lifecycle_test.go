@@ -30,6 +30,7 @@ func TestAFreshNodeIsReadyAtOnceAndAnswers451UntilItHasAConfiguration(t *testing
 		t.Errorf("greeting %q, %v: a refusal for good", greeting, err)
 	}
 	n.waitHealthy()
+	n.psqlOfTheManPage()
 	n.must("domain", "add", "example.test", "--to", freePort(t))
 	eventually(t, func() error { // nobody listens there: the next hop is out of reach, and mail is queued
 		return n.tryMail("to@example.test")
@@ -42,6 +43,21 @@ func TestAFreshNodeIsReadyAtOnceAndAnswers451UntilItHasAConfiguration(t *testing
 		t.Errorf("queue list: %s", out)
 	}
 	n.stop()
+}
+
+// psqlOfTheManPage runs psql as mailproxy(8) has it.
+func (n *testNode) psqlOfTheManPage() {
+	n.t.Helper()
+	page, err := os.ReadFile(filepath.Join("..", "..", "man", "mailproxy.8.in"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(strings.ReplaceAll(string(page), `\-`, "-"), "psql -h /run/mailproxy/pg")
+	options, _, _ := strings.Cut(rest, "\n")
+	psql := exec.Command("psql", append([]string{"-h", n.local.PostgresSocketDir(), "-X", "-c", "SELECT epoch_n FROM node.position"}, strings.Fields(options)...)...)
+	if out, err := psql.CombinedOutput(); err != nil || !ok {
+		n.t.Errorf("psql%s: %v: %s", options, err, out)
+	}
 }
 
 // tryMail sends one message and gives what was not 2xx.
