@@ -67,14 +67,14 @@ func inFile(file string, err error) error {
 	return errors.Join(located...)
 }
 
-// checkFileMode: a password in the DSN is not for everyone on the host.
+// checkFileMode: a password is not for everyone on the host, and a DSN has many ways to hold one.
 func checkFileMode(file string, l *Local) error {
 	info, err := os.Stat(file)
 	if err != nil {
 		return err
 	}
-	if info.Mode().Perm()&0o007 != 0 && strings.Contains(l.Database.DSN, "password") {
-		return fmt.Errorf("holds a password and everyone may read it (mode %#o): chmod o= %s", info.Mode().Perm(), file)
+	if info.Mode().Perm()&0o007 != 0 && l.Database.DSN != "" {
+		return fmt.Errorf("has a dsn, which may hold a password, and everyone may read it (mode %#o): chmod o= %s", info.Mode().Perm(), file)
 	}
 	return nil
 }

@@ -110,7 +110,9 @@ func TestLoadLocalSaysFileAndLine(t *testing.T) {
 		{least + "colour = 1\nflavour = 2\n", file + ":3: unknown key \"colour\"\n" + file + ":4: unknown key \"flavour\""},
 		{"address = \"h\"\n", file + ": name: is missing: the node's host name, as EHLO shows it"},
 		{least + "[database]\ndsn = \"host=h password=secret\"\n",
-			file + ": holds a password and everyone may read it (mode 0644): chmod o= " + file},
+			file + ": has a dsn, which may hold a password, and everyone may read it (mode 0644): chmod o= " + file},
+		{least + "[database]\ndsn = \"postgres://u:s3cret@h/d\"\n",
+			file + ": has a dsn, which may hold a password, and everyone may read it (mode 0644): chmod o= " + file},
 	} {
 		if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
 			t.Fatal(err)
