@@ -44,7 +44,7 @@ race:
 lint: $(GOLANGCI) man-check
 	$(GOLANGCI) run ./...
 	$(GOLANGCI) fmt --diff
-	bash -n scripts/demo scripts/deps .ci/run
+	@for script in $$(grep -slE '^#!.*bash' scripts/* .ci/*) scripts/completion.bash; do bash -n $$script || exit 1; done
 
 bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
