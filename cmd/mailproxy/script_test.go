@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +67,30 @@ func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if code != args[0] {
 		ts.Fatalf("%s: exit code %s, want %s", strings.Join(args[1:], " "), code, args[0])
+	}
+}
+
+func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
+	script, err := os.ReadFile(filepath.Join("..", "..", "scripts", "completion.bash"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for typed, want := range map[string]string{
+		"mailproxy co":               "config",
+		"mailproxy config sh":        "show",
+		"mailproxy config apply --":  "--yes",
+		"mailproxy config apply --y": "--yes",
+		"pmgcm promote --":           "--force",
+		"pmgcm --":                   "--config",
+	} {
+		name, _, _ := strings.Cut(typed, " ")
+		cmd := exec.Command("bash", "-c", strings.ReplaceAll(string(script), "@NAME@", name)+`
+			COMP_WORDS=($2) COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _$1; echo "${COMPREPLY[@]}"`, "bash", name, typed)
+		cmd.Env = append(os.Environ(), "PATH="+testbin.Dir()+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		if err != nil || !slices.Contains(strings.Fields(string(out)), want) {
+			t.Errorf("%s: %v, %s, want %s", typed, err, out, want)
+		}
 	}
 }
 
