@@ -27,6 +27,11 @@ type Parts struct {
 	lines map[string]int
 }
 
+// Empty says whether there is nothing in it.
+func (p *Parts) Empty() bool {
+	return len(p.Settings)+len(p.Networks)+len(p.Transports)+len(p.Domains) == 0
+}
+
 // Line gives the line in which an object ("domain example.test") stands in the text that was parsed; 0 where it does not.
 func (p *Parts) Line(object string) int { return p.lines[object] }
 

@@ -27,9 +27,13 @@ func configCommand() *cli.Command {
 			{Name: "show", Usage: "print the configuration", Flags: []cli.Flag{jsonFlag()}, Action: configShow,
 				Description: "What is at its default is left out."},
 			{Name: "apply", Usage: "make the configuration what a file says", ArgsUsage: "FILE", Action: configApply,
-				Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},
+					&cli.BoolFlag{Name: "empty", Usage: "take a text that names nothing, and so removes everything"},
+				},
 				Description: "Shows the difference and asks. What the file does not name is removed. All of it is one commit, or none: " +
-					"a configuration that mail could not be taken by is refused with line and reason. - reads from standard input."},
+					"a configuration that mail could not be taken by is refused with line and reason. - reads from standard input. A text that names " +
+					"nothing, as of a command that failed, is refused without --empty."},
 			{Name: "rollback", Usage: "make the configuration what it was after a commit", ArgsUsage: "[EPOCH:]SERIAL", Action: configRollback,
 				Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
 				Description: "Shows the difference and asks. It is a new commit, so that it can be taken back the same way. Settings, networks, transports " +
@@ -253,6 +257,10 @@ func readParts(c *cli.Context, file string) (*config.Parts, error) {
 	parts, err := config.ParseText(text)
 	if err != nil {
 		return nil, inText(file, err)
+	}
+	if parts.Empty() && !c.Bool("empty") && carriedStore(c.Context) == nil {
+		return nil, withHint(fmt.Errorf("nothing was changed: %s names no setting, network, transport or domain, and so would remove all there are", file),
+			"add --empty where that is meant")
 	}
 	return parts, nil
 }

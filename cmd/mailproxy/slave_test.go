@@ -76,7 +76,11 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out := slave.must("config", "apply", "--yes", file); !strings.Contains(out, "+ domain c.test") || !strings.Contains(out, "1 changes applied") ||
+		slave.must("config", "apply", "--yes", "--empty", "/dev/null")
+		if mine, its := slave.must("domain", "list"), master.must("domain", "list"); mine != its || strings.Contains(mine, "b.test") {
+			t.Errorf("config apply --empty leaves\n%s\nthe master has\n%s", mine, its)
+		}
+		if out := slave.must("config", "apply", "--yes", file); !strings.Contains(out, "+ domain c.test") || !strings.Contains(out, " changes applied") ||
 			strings.Count(out, "domain c.test") != 1 {
 			t.Errorf("config apply: %s", out)
 		}
