@@ -277,7 +277,7 @@ func ComparePrefix(a, b netip.Prefix) int {
 	return cmp.Compare(a.Bits(), b.Bits())
 }
 
-// Text gives the configuration as TOML for people, git and ParseText: in a stable order, without what is at its default.
+// Text gives the configuration as TOML for people, git and ParseText: in a stable order, without what was not set.
 func (s *Snapshot) Text() []byte {
 	var b bytes.Buffer
 	p := Parts{Settings: slices.Clone(s.Settings), Networks: slices.Clone(s.Networks),

@@ -25,7 +25,7 @@ func configCommand() *cli.Command {
 		Description: "The text is TOML with [settings], [[network]], [[transport]] and [[domain]]; it fits in git.",
 		Subcommands: []*cli.Command{
 			{Name: "show", Usage: "print the configuration", Flags: []cli.Flag{jsonFlag()}, Action: configShow,
-				Description: "What is at its default is left out."},
+				Description: "Settings that were not set, and keys that are not needed, are left out."},
 			{Name: "apply", Usage: "make the configuration what a file says", ArgsUsage: "FILE", Action: configApply,
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},

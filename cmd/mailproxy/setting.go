@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -17,13 +18,13 @@ func settingCommand() *cli.Command {
 		Description: "Sizes are written as 50MB (powers of 1024), times as 90s, 5m, 5d.",
 		Subcommands: []*cli.Command{
 			{Name: "list", Usage: "show all settings", Flags: []cli.Flag{jsonFlag()}, Action: settingList,
-				Description: "A * marks what is not at its default."},
+				Description: "A * marks what was set, be it to the default; setting unset takes it back."},
 			{Name: "get", Usage: "show one setting", ArgsUsage: "NAME", Flags: []cli.Flag{jsonFlag()}, Action: settingGet,
 				Description: "Prints the value alone."},
 			{Name: "set", Usage: "change a setting", ArgsUsage: "NAME VALUE", Action: onMaster(settingSet),
 				Description: "Example: mailproxy setting set max_message_size 100MB"},
 			{Name: "unset", Usage: "set a setting back to its default", ArgsUsage: "NAME", Action: onMaster(settingUnset),
-				Description: "The default is what setting list shows in brackets."},
+				Description: "The default is what setting list shows in brackets; - is none."},
 		},
 	}
 }
@@ -56,7 +57,7 @@ func settingList(c *cli.Context) error {
 			value, help := v.Value, v.Help
 			if v.Set {
 				value += " *"
-				help += fmt.Sprintf(" (default %s)", v.Default)
+				help += fmt.Sprintf(" (default %s)", cmp.Or(v.Default, "-"))
 			}
 			t.row(v.Name, value, help)
 		}
