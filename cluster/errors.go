@@ -32,6 +32,8 @@ var (
 	ErrNoSuchNode = errors.New("no such node")
 	// ErrDeleteSelf: delete of the node that it runs on.
 	ErrDeleteSelf = errors.New("unable to delete master node")
+	// ErrUnwell: a node in no cluster has problems that keep it from making or entering one; beside ErrNoCluster.
+	ErrUnwell = errors.New("something is wrong with this node")
 	// ErrNotConfirmed: the operator did not say yes.
 	ErrNotConfirmed = errors.New("not confirmed, nothing changed")
 	// ErrNoDaemon: the local daemon does not answer, and without it no peer is in reach.

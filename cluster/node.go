@@ -29,6 +29,8 @@ type Options struct {
 	Snapshot func() *config.Snapshot
 	// Problems gives what other parts of the daemon know to be wrong. May be nil.
 	Problems func() []Problem
+	// Starting says whether the database is still being made ready, and not in vain. May be nil.
+	Starting func() bool
 	// Timing: what is zero takes its default.
 	Timing Timing
 	Log    zerolog.Logger

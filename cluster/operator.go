@@ -36,6 +36,9 @@ type Operator struct {
 	Progress func(to config.Node, rows int64)
 	// Patience bounds how long a command waits for other nodes to know of what it did: 0 is 10 s.
 	Patience time.Duration
+
+	// awaited: the database is not being made ready any more.
+	awaited bool
 }
 
 // Bounds of what is asked of other nodes and of the daemon.
@@ -43,6 +46,8 @@ const (
 	statusTimeout  = 2 * time.Second
 	maxStatusBytes = 1 << 20
 	pollEvery      = 100 * time.Millisecond
+	// readyTimeout bounds how long a command waits for a database that the daemon is making: initdb takes 1.4-3 s.
+	readyTimeout = 30 * time.Second
 )
 
 func (o *Operator) say(format string, args ...any) {
@@ -58,8 +63,26 @@ func (o *Operator) patience() time.Duration {
 	return 10 * time.Second
 }
 
+// AwaitDatabase waits as long as the daemon says that it is making the database ready, for 30 s at most; ErrNoDatabase then. So
+// commands that follow the daemon's start at once do not fail.
+func (o *Operator) AwaitDatabase(ctx context.Context) error {
+	o.awaited = o.awaited || poll(ctx, readyTimeout, func() bool {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
+		s, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false)
+		return err != nil || !s.Starting
+	})
+	if !o.awaited {
+		return fmt.Errorf("%w: the daemon is still making it ready", ErrNoDatabase)
+	}
+	return nil
+}
+
 // state reads this node's state; ErrNoDatabase, or ErrNoDaemon, where PostgreSQL does not answer.
 func (o *Operator) state(ctx context.Context) (db.State, error) {
+	if err := o.AwaitDatabase(ctx); err != nil {
+		return db.State{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	st, err := o.DB.State(ctx)

@@ -48,7 +48,7 @@ type StatusParams struct {
 const verifyTimeout = time.Minute
 
 // Status asks every node how it sees itself, side by side, each for 2 s at most. It works with PostgreSQL down, here and elsewhere.
-// ErrNoCluster on a single node. Not being in sync is no error: see Report.InSync.
+// On a single node the Report is of that alone, with ErrNoCluster, and ErrUnwell where something is wrong with it. Not being in sync is no error: see Report.InSync.
 func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 	bound := statusTimeout
 	if p.Verify {
@@ -64,7 +64,7 @@ func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 		}
 	}
 	if self.CID == 0 {
-		return Report{}, ErrNoCluster
+		return alone(self)
 	}
 	r := Report{ClusterID: self.ClusterID, At: time.Now().UTC(), Asked: self.CID, Rows: make([]Row, len(self.Peers)+1)}
 	r.Rows[0] = Row{NodeStatus: self}
@@ -79,6 +79,15 @@ func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 	slices.SortFunc(r.Rows, func(a, b Row) int { return cmp.Compare(a.CID, b.CID) })
 	r.judge()
 	return r, nil
+}
+
+// alone is the report of a node in no cluster.
+func alone(self NodeStatus) (Report, error) {
+	err := ErrNoCluster
+	if len(self.Problems) > 0 {
+		err = fmt.Errorf("%w: %w", err, ErrUnwell)
+	}
+	return Report{At: time.Now().UTC(), Rows: []Row{{NodeStatus: self, State: self.State}}}, err
 }
 
 // askRow asks one peer. Where it does not answer the row says what this node last knew.
@@ -127,6 +136,7 @@ func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
 	s := NodeStatus{
 		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
 		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
+		Problems: []Problem{{"the daemon is not running", "systemctl start mailproxy"}},
 	}
 	var members []config.Node
 	if st, err := o.state(ctx); err == nil {
@@ -155,7 +165,6 @@ func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
 		}
 		s.Peers = append(s.Peers, Peer{CID: m.CID, Name: m.Name, Address: m.Address})
 	}
-	s.Problems = []Problem{{"the daemon is not running", "systemctl start mailproxy"}}
 	return s, nil
 }
 

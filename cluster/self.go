@@ -40,6 +40,8 @@ type NodeStatus struct {
 	Journal int `json:"journal"`
 	// Database says whether PostgreSQL answers; if not, Position is the last known.
 	Database bool `json:"database"`
+	// Starting says that the daemon is making its database ready for the first time since it started, and that none of that has failed.
+	Starting bool `json:"starting,omitempty"`
 	// UptimeSeconds, Load1, MemoryPercent and DiskPercent are the host's; negative: unknown. Disk is that of the state directory.
 	UptimeSeconds int64     `json:"uptime_seconds"`
 	Load1         float64   `json:"load1"`
@@ -104,6 +106,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	}
 	s.CID, s.ClusterID, s.Position, s.Promised, s.PushedAt, s.Journal = st.CID, st.ClusterID, st.Position, st.Promised, st.PushedAt, st.JournalLen
 	s.Role = roleOf(st)
+	s.Starting = n.o.Starting != nil && n.o.Starting()
 	if me, ok := memberOf(n.members(), st.CID); ok {
 		s.UUID, s.Name, s.Address = me.UUID, me.Name, me.Address
 	}

@@ -47,6 +47,8 @@ var (
 	ErrDatabaseExists = errors.New("database exists")
 	// ErrPathTooLong is a socket path over the kernel's limit.
 	ErrPathTooLong = errors.New("socket path is too long")
+	// ErrNoSchema is a server without our database, or with a schema in it that is not this program's, or not yet.
+	ErrNoSchema = errors.New("the database is not set up for this program")
 	// ErrNoPostgres is a host without PostgreSQL's programs.
 	ErrNoPostgres = errors.New("PostgreSQL is not installed")
 )
@@ -82,6 +84,10 @@ var sqlErrors = map[string]error{
 	"MP011": ErrNoLease,
 	"MP012": errNoPath,
 	"53100": ErrDiskFull,
+	"3D000": ErrNoSchema, // no such database
+	"3F000": ErrNoSchema, // schema
+	"42P01": ErrNoSchema, // table
+	"42883": ErrNoSchema, // function
 }
 
 // mapError puts our sentinel in front of what PostgreSQL said, by its code.

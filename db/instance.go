@@ -40,6 +40,7 @@ type Instance struct {
 
 	mu      sync.Mutex
 	problem string // "" while the server answers
+	failing bool   // an attempt to bring the server up has failed, and none has succeeded since
 }
 
 // Waits of the supervisor.
@@ -93,6 +94,19 @@ func (i *Instance) diskFull() bool {
 	return syscall.Statfs(i.o.DataDir, &fs) == nil && int64(fs.Bavail)*fs.Bsize < minFree
 }
 
+// Failing says whether an attempt to bring the server up has failed, so that it may be long in coming.
+func (i *Instance) Failing() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.failing
+}
+
+func (i *Instance) setFailing(failing bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.failing = failing
+}
+
 func (i *Instance) setProblem(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -120,6 +134,7 @@ func (i *Instance) Run(ctx context.Context, ready func(dsn string)) error {
 			i.o.Log.Warn().Err(err).Dur("again_ms", wait).Msg("postgres.down")
 		}
 		i.setProblem(err)
+		i.setFailing(true)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -150,6 +165,7 @@ func (i *Instance) runOnce(ctx context.Context, ready func(dsn string)) error {
 		return err
 	}
 	i.setProblem(nil)
+	i.setFailing(false)
 	i.o.Log.Info().Int("pid", s.pid).Bool("adopted", s.adopted).Msg("postgres.ready")
 	ready(i.DSN())
 	select {

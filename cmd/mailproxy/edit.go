@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
+	"mailproxy/cluster"
 	"mailproxy/config"
 	"mailproxy/db"
 	"mailproxy/filter"
@@ -43,10 +44,17 @@ func withStore(c *cli.Context, do func(ctx context.Context, s *store) error) err
 	defer d.Close()
 	ctx, cancel := context.WithTimeout(c.Context, commandTimeout)
 	defer cancel()
-	if err := d.Ping(ctx); err != nil {
+	o := &cluster.Operator{Local: local, DB: d}
+	if err = o.AwaitDatabase(ctx); err == nil {
+		err = d.Ping(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", errNoDatabase, err)
 	}
-	return do(ctx, &store{d, local, author()})
+	if err = do(ctx, &store{d, local, author()}); errors.Is(err, db.ErrNoSchema) {
+		return fmt.Errorf("%w: %w", errNoDatabase, err)
+	}
+	return err
 }
 
 // errNoDatabase is what a command says that cannot reach the node's PostgreSQL.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"mailproxy/db"
 )
 
 func TestAFreshNodeIsReadyAtOnceAndAnswers451UntilItHasAConfiguration(t *testing.T) {
@@ -240,6 +242,54 @@ func (n *testNode) answersWithoutDatabase(queued int) {
 	if _, errs, code := n.run("mailproxy", "domain", "add", "b.test", "--to", "127.0.0.1"); code != 1 ||
 		!strings.HasPrefix(errs, "mailproxy: the node's database does not answer: ") || !strings.Contains(errs, "\nhint: ") {
 		n.t.Errorf("domain add: exit code %d, %s", code, errs)
+	}
+}
+
+func TestCommandsRightAfterTheFirstStartWaitForTheDatabase(t *testing.T) {
+	for _, first := range [][]string{{"mailproxy", "domain", "add", "example.test", "--to", "192.0.2.1"}, {"pmgcm", "create"}} {
+		t.Run(strings.Join(first, " "), func(t *testing.T) {
+			n := newNode(t)
+			n.start()
+			if out, errs, code := n.run(first[0], first[1:]...); code != 0 {
+				t.Errorf("exit code %d, %s%s", code, out, errs)
+			}
+			n.stop()
+		})
+	}
+}
+
+func TestANodeInNoClusterSaysWhatIsWrong(t *testing.T) {
+	n := newNode(t)
+	text, err := os.ReadFile(n.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = []byte(strings.Replace(string(text), "#bin = \"/usr/lib/postgresql/15/bin\"", "bin = \"/nonexistent\"", 1))
+	if err := os.WriteFile(n.file, text, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	start := time.Now()
+	for _, c := range [][]string{{"mailproxy", "domain", "add", "b.test", "--to", "192.0.2.1"}, {"pmgcm", "create"}} {
+		_, errs, code := n.run(c[0], c[1:]...)
+		if code != 1 || !strings.Contains(errs, "\nhint: ") || !strings.Contains(errs, `"pmgcm status" `) {
+			t.Errorf("%v: exit code %d, %s", c, code, errs)
+		}
+	}
+	if took := time.Since(start); took > 20*time.Second { // what will not come is not waited for
+		t.Errorf("they took %v", took)
+	}
+	out, errs, code := n.run("pmgcm", "status")
+	if code != 1 || !strings.Contains(out, "\nn1.test: PostgreSQL is not installed in /nonexistent ") || !strings.Contains(out, "\n  remedy: ") ||
+		!strings.HasPrefix(errs, "pmgcm: no cluster defined: something is wrong with this node\nhint: put right what is named above; ") {
+		t.Errorf("pmgcm status: exit code %d, %s%s", code, out, errs)
+	}
+	if out, _, code := n.run("pmgcm", "status", "--json"); code != 1 || !strings.Contains(out, `"remedy": "`) {
+		t.Errorf("pmgcm status --json: exit code %d, %s", code, out)
+	}
+	n.stop()
+	if out, errs, _ := n.run("pmgcm", "status"); !strings.Contains(out, "the daemon is not running\n  remedy: systemctl start mailproxy\n") {
+		t.Errorf("pmgcm status without a daemon: %s%s", out, errs)
 	}
 }
 
@@ -472,6 +522,14 @@ func TestANodeRunsOnAnyPostgreSQLByDSN(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	n := newNode(t, "--dsn", fmt.Sprintf("host=%s user=mailproxy dbname=other", server.local.PostgresSocketDir()))
+	for command, want := range map[string]string{"mailproxy domain list": "the node's database does not answer: ",
+		"pmgcm journal list": "the local PostgreSQL is not reachable: "} { // nobody has set it up
+		words := strings.Fields(command)
+		if _, errs, code := n.run(words[0], words[1:]...); code != 1 || !strings.Contains(errs, ": "+want) ||
+			!strings.Contains(errs, db.ErrNoSchema.Error()) || !strings.Contains(errs, "\nhint: ") {
+			t.Errorf("%s: exit code %d, %s", command, code, errs)
+		}
+	}
 	n.start()
 	n.waitHealthy()
 	n.must("domain", "add", "example.test", "--to", "127.0.0.1")

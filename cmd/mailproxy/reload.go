@@ -52,6 +52,8 @@ type configuration struct {
 	// loaded is the newest snapshot that was read, also where it did not compile: members must not hang on that.
 	loaded atomic.Pointer[config.Snapshot]
 
+	migrated atomic.Bool // the database has our schema
+
 	settled chan struct{} // closed when rules are those of the database, for the first time
 	settle  sync.Once
 	dirty   chan struct{} // capacity 1: read the configuration again
@@ -69,7 +71,7 @@ type configuration struct {
 func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
 	return &configuration{file: file, db: d, log: log, settled: make(chan struct{}),
 		dirty: make(chan struct{}, 1), unsaved: make(chan struct{}, 1),
-		databaseErr: errors.New("not read yet")}
+		databaseErr: errUntried}
 }
 
 // start takes what the file has. A node without one, or with one that is damaged, answers 451 until the database is there.
@@ -116,6 +118,7 @@ func (c *configuration) Run(ctx context.Context) error {
 	if !c.migrate(ctx) {
 		return nil
 	}
+	c.migrated.Store(true)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { c.saver(ctx) })
@@ -157,9 +160,20 @@ func (c *configuration) migrate(ctx context.Context) bool {
 			timer.Stop()
 			return false
 		case <-timer.C:
+		case <-c.dirty: // PostgreSQL answers
+			timer.Stop()
 		}
 		pause = min(2*pause, retryMost)
 	}
+}
+
+var errUntried = errors.New("not read yet")
+
+// untried says whether the database has neither answered nor failed yet.
+func (c *configuration) untried() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Is(c.databaseErr, errUntried)
 }
 
 // setDatabaseErr notes how the database is, and says whether that was so before.

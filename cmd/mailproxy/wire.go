@@ -76,6 +76,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Local: local, DB: d.db, Tunnel: d.tunnel, Version: version.Version,
 		Snapshot: d.config.loaded.Load,
 		Problems: d.problems,
+		Starting: d.starting,
 		Log:      log,
 	})
 	d.config.tunnel, d.config.node = d.tunnel, d.node
@@ -183,7 +184,7 @@ func (d *daemon) parts() []part {
 	const short = 5 * time.Second
 	var all []part
 	if d.instance != nil {
-		all = append(all, part{"postgres", func(ctx context.Context) error { return d.instance.Run(ctx, func(string) {}) }, 32 * time.Second})
+		all = append(all, part{"postgres", func(ctx context.Context) error { return d.instance.Run(ctx, func(string) { d.config.wake() }) }, 32 * time.Second})
 	}
 	all = append(all,
 		part{"web", d.serveWeb, short},
@@ -252,6 +253,17 @@ func (d *daemon) checkDatabase(ctx context.Context) error {
 		}
 	}
 	return d.config.checkDatabase(ctx)
+}
+
+// starting says whether the database is being made ready for the first time, and not in vain.
+func (d *daemon) starting() bool {
+	switch {
+	case d.config.migrated.Load():
+		return false
+	case d.instance != nil:
+		return !d.instance.Failing()
+	}
+	return d.config.untried()
 }
 
 // problems are what the daemon knows to be wrong, for status.

@@ -18,6 +18,7 @@ var hints = []struct {
 }{
 	{cluster.ErrNoDaemon, `start it: "systemctl start mailproxy"; "journalctl -u mailproxy" says why it ended`},
 	{cluster.ErrNoDatabase, `the daemon starts it: "systemctl status mailproxy"; "pmgcm status" names what is wrong with it`},
+	{cluster.ErrUnwell, `put right what is named above; then "pmgcm create" here, or "pmgcm join MASTER_IP" to enter a cluster`},
 	{cluster.ErrNoCluster, `run "pmgcm create" here, or "pmgcm join MASTER_IP" to enter one`},
 	{cluster.ErrClusterExists, `"pmgcm status" shows it; "pmgcm join-cmd" on its master prints the command for a new node`},
 	{cluster.ErrOtherJoin, `finish that one: run the same "pmgcm join" again, with a fresh token from "pmgcm join-cmd" on its master`},
@@ -56,6 +57,7 @@ var hints = []struct {
 	{cluster.ErrNoFirstPush, `see that each node's tunnel port can be reached by the other, then run the same "pmgcm join" again`},
 	{db.ErrStale, `a promote is under way or was not finished; "pmgcm status" shows the epochs`},
 	{db.ErrNoLease, `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`},
+	{db.ErrNoSchema, `the daemon sets it up when it starts: "systemctl restart mailproxy"; "pmgcm status" names what is wrong`},
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
 	{tunnel.ErrKeyMode, `chmod 600 the key file`},
 	{fs.ErrPermission, `run it as root`},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +22,7 @@ func statusCommand() *cli.Command {
 		Usage: "show all nodes, and what is wrong",
 		Description: "Asks every node side by side, each for 2 s at most; a node that does not answer is a row with ERROR. STATE is A for a node in " +
 			"sync with the master and S for one that is behind, drifted, stale or joining; --long and --json have the word. Under the table " +
-			"stands what each node knows to be wrong, with the remedy. Exit code 3 when not every node is in sync.\n\n" +
+			"stands what each node knows to be wrong, with the remedy; of a node in no cluster that alone. Exit code 3 when not every node is in sync.\n\n" +
 			"A node whose rows were changed by hand shows as drifted within a minute, with --verify at once; `pmgcm sync` there puts them right.",
 		Flags: []cli.Flag{
 			jsonFlag(),
@@ -36,7 +37,7 @@ func statusCommand() *cli.Command {
 			return withOperator(c, "", func(o *cluster.Operator) error {
 				r, err := o.Status(c.Context, cluster.StatusParams{Verify: c.Bool("verify")})
 				if err != nil {
-					return err
+					return errors.Join(printAlone(c, r), err)
 				}
 				switch {
 				case c.Bool("json"):
@@ -53,6 +54,21 @@ func statusCommand() *cli.Command {
 			})
 		},
 	}
+}
+
+// printAlone writes what is wrong with a node in no cluster.
+func printAlone(c *cli.Context, r cluster.Report) error {
+	if c.Bool("json") && len(r.Rows) > 0 {
+		return printJSON(c.App.Writer, r)
+	}
+	var b strings.Builder
+	for _, row := range r.Rows {
+		for _, p := range row.Problems {
+			writeProblem(&b, row.Name+": ", p)
+		}
+	}
+	_, err := io.WriteString(c.App.Writer, b.String())
+	return err
 }
 
 // printTable writes PMG's table, and what is wrong under it.
