@@ -114,6 +114,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
 	s.Problems = append(s.Problems, fallbacks(s.Peers)...)
+	s.Problems = append(s.Problems, n.restored(ctx, st)...)
 	return s
 }
 

@@ -27,6 +27,8 @@ var (
 	ErrNewer = errors.New("the peer's schema is older than our rows")
 	// ErrMoved is a peer that is not at the position that was asked for, or this node where it is not at the one that was compared.
 	ErrMoved = errors.New("the position is another by now")
+	// ErrNewerBackup is a backup that holds what this schema does not have.
+	ErrNewerBackup = errors.New("the backup was made by a newer version")
 	// ErrNoLease is a write on a master that has not heard a majority of the nodes for too long.
 	ErrNoLease = errors.New("no majority of the nodes was heard lately")
 	// ErrOtherCluster is a peer in another cluster.

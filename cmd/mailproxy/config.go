@@ -144,7 +144,7 @@ func (s *store) replace(c *cli.Context, before, after *config.Snapshot) error {
 		for _, d := range differences {
 			_, _ = fmt.Fprintln(c.App.Writer, clean(d.String()))
 		}
-		if err := confirm(c, len(differences)); err != nil {
+		if err := confirm(c, fmt.Sprintf("apply %d changes?", len(differences))); err != nil {
 			return err
 		}
 	}
@@ -285,7 +285,7 @@ func inText(file string, err error) error {
 }
 
 // confirm asks, on a terminal; elsewhere --yes is wanted.
-func confirm(c *cli.Context, changes int) error {
+func confirm(c *cli.Context, question string) error {
 	if c.Bool("yes") {
 		return nil
 	}
@@ -293,7 +293,7 @@ func confirm(c *cli.Context, changes int) error {
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return withHint(errors.New("nothing was changed: there is no terminal to ask on"), "add --yes to apply it")
 	}
-	_, _ = fmt.Fprintf(c.App.Writer, "apply %d changes? [y/N] ", changes)
+	_, _ = fmt.Fprintf(c.App.Writer, "%s [y/N] ", question)
 	answer, err := bufio.NewReader(in).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err

@@ -160,6 +160,10 @@ func (s *store) explain(ctx context.Context, err error) error {
 
 func (s *store) notMaster(ctx context.Context, state db.State) error {
 	owner := state.Promised.Owner
+	if restored, err := s.Restored(ctx); err == nil && restored != nil {
+		return withHint(fmt.Errorf("%w: this node was restored from a backup, and no master has pushed to it yet", db.ErrNotMaster),
+			`"pmgcm status" says what is to be done`)
+	}
 	if owner == state.CID { // promised to ourselves and not in force yet
 		return withHint(fmt.Errorf("%w: a promote is under way here", db.ErrNotMaster), `"pmgcm status" shows how far it is`)
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 
+	"mailproxy/backup"
 	"mailproxy/cluster"
 	"mailproxy/db"
 	"mailproxy/web"
@@ -27,6 +28,18 @@ func hint(err error) string {
 		return `"mailproxy queue list" shows what there is`
 	case errors.Is(err, errNoDatabase):
 		return `is the daemon running? "pmgcm status" says what is wrong`
+	case errors.Is(err, backup.ErrPassphrase):
+		return "nothing was changed; try another passphrase"
+	case errors.Is(err, backup.ErrNotBackup), errors.Is(err, backup.ErrDamaged):
+		return "nothing was changed; take another backup, or copy this one again from where it was kept"
+	case errors.Is(err, backup.ErrNewerFormat), errors.Is(err, db.ErrNewerBackup):
+		return `nothing was changed; install the version that made it, or a later one ("mailproxy --version" shows this one's)`
+	case errors.Is(err, backup.ErrNoIdentity):
+		return "nothing was changed; leave --identity out"
+	case errors.Is(err, backup.ErrNothing), errors.Is(err, backup.ErrChanging):
+		return `"pmgcm status" shows what is under way; run it again when that is done`
+	case errors.Is(err, errShortPassphrase):
+		return "whoever gets the file can try them all: take a few words"
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
 	case errors.Is(err, cluster.ErrMasterAway):

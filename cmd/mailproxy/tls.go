@@ -49,11 +49,11 @@ func smtpTLS(l *config.Local, now time.Time) (*tls.Config, error) {
 }
 
 func ownAndOld(leaf *x509.Certificate, name string, now time.Time) bool {
-	if leaf == nil || leaf.Issuer.CommonName != leaf.Subject.CommonName || len(leaf.Subject.Organization) != 1 ||
-		leaf.Subject.Organization[0] != ownOrganization {
-		return false
-	}
-	return leaf.Subject.CommonName != name || now.After(leaf.NotAfter.Add(-selfSignedLife/10))
+	return leaf != nil && selfMade(leaf) && (leaf.Subject.CommonName != name || now.After(leaf.NotAfter.Add(-selfSignedLife/10)))
+}
+
+func selfMade(leaf *x509.Certificate) bool {
+	return leaf.Issuer.CommonName == leaf.Subject.CommonName && len(leaf.Subject.Organization) == 1 && leaf.Subject.Organization[0] == ownOrganization
 }
 
 // ownOrganization marks the certificates that we made ourselves.

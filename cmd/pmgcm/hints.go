@@ -26,7 +26,7 @@ var hints = []struct {
 	{cluster.ErrLocalMaster, `"pmgcm sync" without --master_ip pushes to every slave`},
 	{cluster.ErrNoMajority, `bring a missing member back, or, where it is lost, run "pmgcm promote --force" here`},
 	{cluster.ErrNotPromotable, `run "pmgcm promote" on another node`},
-	{cluster.ErrJoining, `run the same "pmgcm join" again and wait for "joined"`},
+	{cluster.ErrJoining, `run the same "pmgcm join" again and wait for "joined"; after a restore, "pmgcm status" says what is to be done`},
 	{cluster.ErrNoSuchNode, `"pmgcm status" shows the nodes and their CIDs`},
 	{cluster.ErrDeleteSelf, `run "pmgcm promote" on the node that shall be master, then "pmgcm delete" there`},
 	{cluster.ErrNotConfirmed, `answer yes, or give --yes`},

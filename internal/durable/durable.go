@@ -1,13 +1,17 @@
-// Package durable replaces files so that a crash leaves the old content or the new one, and so that the new one is on the
+// Package durable writes files so that a crash leaves the old content or the new one, and so that the new one is on the
 // disk when the call returns.
 package durable
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // WriteFile replaces path's content: a temporary file beside it, written and synced, renamed over it, and the directory
@@ -44,6 +48,53 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 		return err
 	}
 	return SyncDir(dir)
+}
+
+// Create makes path, which must not be there (fs.ErrExist), of what write writes: a temporary file beside it, synced, then given its
+// name, and the directory synced. Nobody sees it before it is whole. It belongs to who makes it, and has perm exactly. On an error
+// nothing is there.
+func Create(path string, perm fs.FileMode, write func(w io.Writer) error) (err error) {
+	if _, err := os.Lstat(path); err == nil { // said before the work; the last step makes sure
+		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
+	}
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_ = tmp.Close()
+		if err != nil {
+			_ = os.Remove(tmp.Name())
+		}
+	}()
+	if err = tmp.Chmod(perm); err != nil {
+		return err
+	}
+	if err = write(tmp); err != nil {
+		return err
+	}
+	if err = tmp.Sync(); err != nil {
+		return err
+	}
+	if err = renameNew(tmp.Name(), path); err != nil {
+		return err
+	}
+	return SyncDir(dir)
+}
+
+// renameNew renames a file to a name that must be free. File systems that cannot do that in one step (NFS) can link.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		if err = os.Link(from, to); err == nil {
+			err = os.Remove(from)
+		}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: to, Err: err}
+	}
+	return nil
 }
 
 func giveToOwnerOf(dir string, f *os.File) error {

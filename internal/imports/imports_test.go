@@ -38,7 +38,8 @@ func rules() map[string]rule {
 		"db":               {ours: []string{"config"}, tests: []string{"mail", "internal/pgtest"}},
 		"tunnel":           {ours: []string{"config"}, tests: []string{"db", "internal/pgtest"}},
 		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/pgtest", "test/history"}},
-		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
+		"backup":           {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/pgtest"}},
+		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "backup", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
 		"cmd/pmgcm":        {ours: []string{"config", "db", "tunnel", "cluster", "internal/cliargs", "internal/manpage"}, tests: []string{"internal/testbin", "internal/pgtest"}},
 		"internal/cliargs": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
@@ -65,6 +66,7 @@ func fences() []fence {
 		{"golang.org/x/crypto/ssh", []string{"tunnel"}, nil},
 		{"golang.zx2c4.com/wireguard", []string{"tunnel"}, nil},
 		{"gvisor.dev/", nil, nil}, // WireGuard's own
+		{"filippo.io/age", []string{"backup"}, nil},
 		{"github.com/miekg/dns", []string{"relay"}, []string{"queue", "smtpd"}},
 		{"github.com/BurntSushi/toml", []string{"config"}, []string{"cmd/mailproxy"}},
 		{"github.com/prometheus/", []string{"web", "cmd/mailproxy"}, nil},
