@@ -50,12 +50,16 @@ type Source struct {
 
 // Write makes a backup. What it has written is nothing before it returns nil. ErrNothing, ErrChanging.
 func Write(ctx context.Context, w io.Writer, s Source, passphrase string, logs db.Logs) (Manifest, error) {
+	recipient, err := age.NewScryptRecipient(passphrase)
+	if err != nil {
+		return Manifest{}, err
+	}
+	return write(ctx, w, s, recipient, logs)
+}
+
+func write(ctx context.Context, w io.Writer, s Source, recipient age.Recipient, logs db.Logs) (Manifest, error) {
 	m := Manifest{Format: format, MadeAt: time.Now().UTC().Truncate(time.Second), Version: s.Version, Name: s.Local.Name, Address: s.Local.TunnelAddress()}
 	files, err := readFiles(s)
-	if err != nil {
-		return m, err
-	}
-	recipient, err := age.NewScryptRecipient(passphrase)
 	if err != nil {
 		return m, err
 	}

@@ -1,6 +1,9 @@
 package durable
 
 import (
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -61,5 +64,59 @@ func TestAFileThatRootWritesBelongsToTheOwnerOfItsDirectory(t *testing.T) {
 	}
 	if s := info.Sys().(*syscall.Stat_t); s.Uid != 65534 || s.Gid != 65533 {
 		t.Errorf("belongs to %d:%d", s.Uid, s.Gid)
+	}
+}
+
+func TestCreateMakesAFileOnceAndWhole(t *testing.T) {
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	names := func() (all []string) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			all = append(all, e.Name())
+		}
+		return all
+	}
+	content := func(s string) func(io.Writer) error {
+		return func(w io.Writer) error {
+			if _, err := os.Lstat(path); s == "one" && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("it is there before it is whole: %v", err)
+			}
+			_, err := io.WriteString(w, s)
+			return err
+		}
+	}
+	broken := errors.New("broken")
+	if err := Create(path, 0o600, func(w io.Writer) error { return errors.Join(content("one")(w), broken) }); !errors.Is(err, broken) {
+		t.Errorf("got %v, want what write said", err)
+	}
+	if left := names(); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+	if err := Create(path, 0o600, content("one")); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if err := Create(path, 0o600, content("two")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over a file: %v, want fs.ErrExist", err)
+	}
+	// Somebody makes it in the meantime, or it is a link that leads nowhere.
+	other := filepath.Join(dir, "g")
+	err := Create(other, 0o600, func(io.Writer) error { return os.Symlink("nowhere", other) })
+	if !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over a link: %v, want fs.ErrExist", err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "one" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if left := names(); len(left) != 2 {
+		t.Errorf("left behind: %v", left)
 	}
 }
