@@ -265,6 +265,13 @@ func TestARestoredMasterIsPushedToAndItsOwnCommitsAreSetAside(t *testing.T) {
 			t.Errorf("journal: %+v, %v", got, err)
 		}
 	}
+
+	// What is set aside next has a number of its own.
+	back = restored(t, y)
+	back.sql(t, "INSERT INTO node.journal (epoch_n, epoch_owner, serial, at, who, node, command, by_n, by_owner) VALUES (1, 1, 1, now(), '', 1, '', 1, 1)")
+	if got, err := back.Journal(t.Context()); err != nil || len(got) != 2 || got[1].ID <= got[0].ID {
+		t.Errorf("journal: %+v, %v", got, err)
+	}
 }
 
 // A schema that has gone on: a column that must not be NULL, a table, and a table of logs.

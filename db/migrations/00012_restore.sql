@@ -82,7 +82,7 @@ BEGIN
     END IF;
     PERFORM node.restore_rows(tabs);
     UPDATE node.position SET cid = who, cluster_id = id, epoch_n = 0, epoch_owner = 0, serial = 0, pushed_at = NULL,
-        rewrites = rewrites + 1, apply_xid = NULL, apply_at = NULL;
+        rewrites = rewrites + 1, apply_xid = NULL, apply_at = NULL, applied_digest = NULL;
     IF (to_promise_n, to_promise_owner) > (p.promised_n, p.promised_owner) THEN
         UPDATE node.position SET promised_n = to_promise_n, promised_owner = to_promise_owner;
     END IF;
