@@ -200,7 +200,42 @@ func TestNoFileThatIsNotWholeIsOpened(t *testing.T) {
 	}
 }
 
-// entries takes an archive apart and puts it together again.
+// Where the archive ends with one of age's chunks (64 KiB), only a read behind its end tells that the file does not.
+func TestBehindTheLastChunkIsNothing(t *testing.T) {
+	opener, err := age.NewScryptIdentity(passphrase)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := age.Decrypt(bytes.NewReader(backupOf(t, master(t))), opener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := io.ReadAll(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const chunk = 64 << 10
+	var b bytes.Buffer
+	sealed, err := age.Encrypt(&b, quick(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive = append(archive, make([]byte, chunk-len(archive)%chunk)...) // tar(1) pads too
+	if _, err := sealed.Write(archive); err != nil {
+		t.Fatal(err)
+	}
+	if err := sealed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(bytes.NewReader(b.Bytes()), passphrase); err != nil {
+		t.Error(err)
+	}
+	if _, err := Open(bytes.NewReader(append(b.Bytes(), 'x')), passphrase); !errors.Is(err, ErrDamaged) {
+		t.Errorf("with a byte more: %v, want ErrDamaged", err)
+	}
+}
+
+// remade takes an archive apart and puts it together again.
 func remade(t testing.TB, b []byte, change func(name string, data []byte) (string, []byte)) []byte {
 	t.Helper()
 	opener, err := age.NewScryptIdentity(passphrase)
@@ -377,7 +412,25 @@ func TestKeysOfAnotherNodeAreNoIdentity(t *testing.T) {
 			t.Errorf("%s: keys were written", name)
 		}
 	}
-	// The node itself, between two steps of a join.
+	// The node itself, where the keys are of another member, and between two steps of a join.
+	key, err := tunnel.LoadOrMakeKey(s.Local.KeyDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := tunnel.LoadOrMakeCA(s.Local.KeyDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := ca.Sign(key.Public(), 2, clusterID, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tunnel.SaveIdentity(s.Local.KeyDir(), tunnel.Identity{ClusterID: clusterID, CID: 2, Certs: certs}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write(t.Context(), io.Discard, s, quick(t), db.WithoutLogs); !errors.Is(err, ErrChanging) {
+		t.Errorf("a backup with another's keys: %v, want ErrChanging", err)
+	}
 	if err := tunnel.RemoveIdentity(s.Local.KeyDir()); err != nil {
 		t.Fatal(err)
 	}
