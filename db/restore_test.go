@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -264,7 +263,7 @@ func TestARestoredMasterIsPushedToAndItsOwnCommitsAreSetAside(t *testing.T) {
 		t.Errorf("after a push it still counts as restored: %+v, %v", r, err)
 	}
 	journal, err := back.Journal(t.Context())
-	if err != nil || len(journal) != 1 || !strings.Contains(fmt.Sprintf("%s", journal[0].Changes[0].New), "only-master.test") {
+	if err != nil || len(journal) != 1 || !strings.Contains(string(journal[0].Changes[0].New), "only-master.test") {
 		t.Fatalf("journal: %+v, %v", journal, err)
 	}
 
