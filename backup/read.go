@@ -3,6 +3,7 @@ package backup
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,8 +37,23 @@ func Open(file io.ReadSeeker, passphrase string) (*Backup, error) {
 		return nil, err
 	}
 	opener.SetMaxWorkFactor(maxWorkFactor)
-	b := &Backup{file: file, opener: opener, files: map[string][]byte{}}
+	b := &Backup{file: file, opener: &onceOpener{opener: opener}, files: map[string][]byte{}}
 	return b, b.walk(func(string, []byte) error { return nil })
+}
+
+// A onceOpener tries the passphrase once, which costs a second and 256 MiB, and keeps what it opened for the next reading. A file that
+// is another by then does not open with it.
+type onceOpener struct {
+	opener age.Identity
+	key    []byte
+}
+
+// Unwrap is part of age.Identity.
+func (o *onceOpener) Unwrap(stanzas []*age.Stanza) (key []byte, err error) {
+	if o.key == nil {
+		o.key, err = o.opener.Unwrap(stanzas)
+	}
+	return bytes.Clone(o.key), err
 }
 
 // walk reads the whole file, and gives each row to row.

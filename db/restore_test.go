@@ -149,7 +149,7 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	fresh.cid = 1
-	if err := fresh.RenewLease(t.Context(), 0, true); err != nil {
+	if err := fresh.RenewLease(t.Context(), config.Epoch{N: 1, Owner: 1}, 0, true); err != nil {
 		t.Fatal(err)
 	}
 	commit(t, fresh.DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutNode(ctx, member(2)) })
