@@ -47,6 +47,8 @@ type testNode struct {
 	log   *logBuffer
 	// timing is that of the daemon when it is started.
 	timing Timing
+	// skew is how far its clock is ahead, when it is started.
+	skew time.Duration
 
 	stop func() // ends the daemon; nil while it does not run
 	node *Node  // of the running daemon
@@ -123,7 +125,7 @@ func (n *testNode) start() *testNode {
 	var snapshot atomic.Pointer[config.Snapshot]
 	var node *Node
 	tun := tunnel.New(tunnel.Options{
-		Listen: n.local.Tunnel.Listen, KeyDir: n.local.KeyDir(), PeerDir: n.local.PeerDir, Log: log,
+		Listen: n.local.Tunnel.Listen, KeyDir: n.local.KeyDir(), PeerDir: n.local.PeerDir, Log: log, Now: n.now(),
 		Join: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinReply, error) {
 			return node.HandleJoin(ctx, r)
 		},
@@ -135,7 +137,7 @@ func (n *testNode) start() *testNode {
 	if err := tun.Listen(); err != nil {
 		n.t.Fatal(err)
 	}
-	node = New(Options{Local: n.local, DB: d, Tunnel: tun, Version: "test", Snapshot: snapshot.Load, Timing: n.timing, Log: log})
+	node = New(Options{Local: n.local, DB: d, Tunnel: tun, Version: "test", Snapshot: snapshot.Load, Timing: n.timing, Log: log, Now: n.now()})
 	if s, err := config.LoadSnapshot(n.local.SnapshotFile()); err == nil {
 		snapshot.Store(s)
 		tun.Reload(s)
@@ -179,6 +181,12 @@ func (n *testNode) start() *testNode {
 	}
 	n.t.Cleanup(n.stop)
 	return n
+}
+
+// now is the node's clock.
+func (n *testNode) now() func() time.Time {
+	skew := n.skew
+	return func() time.Time { return time.Now().Add(skew) }
 }
 
 // stopDaemon cuts the node off: no tunnel, no pushes; its database can still be written by commands.

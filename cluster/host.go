@@ -3,6 +3,7 @@ package cluster
 import (
 	"bufio"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,6 +24,38 @@ func readHost(dir string) hostLoad {
 		uptime: time.Duration(firstNumber("/proc/uptime") * float64(time.Second)),
 		load1:  firstNumber("/proc/loadavg"), memory: memoryUsed("/proc/meminfo"), disk: diskUsed(dir),
 	}
+}
+
+// rebootFlag is what Debian's packages make when the running host is older than what is installed.
+const rebootFlag = "/run/reboot-required"
+
+func rebootRequired() bool {
+	_, err := os.Stat(rebootFlag)
+	return err == nil
+}
+
+// fqdn is the host's name with its domain, as hosts(5) has it; the bare host name where it does not.
+func fqdn() string {
+	name, err := os.Hostname()
+	if err != nil || strings.Contains(name, ".") {
+		return name
+	}
+	b, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		return name
+	}
+	return canonical(string(b), name)
+}
+
+// canonical finds name in a hosts(5) text and gives the first name of its line.
+func canonical(hosts, name string) string {
+	for line := range strings.Lines(hosts) {
+		line, _, _ = strings.Cut(line, "#")
+		if f := strings.Fields(line); len(f) > 1 && slices.Contains(f[1:], name) {
+			return f[1]
+		}
+	}
+	return name
 }
 
 // firstNumber reads the first word of a small file.

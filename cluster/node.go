@@ -111,6 +111,8 @@ type Node struct {
 	rolesForAt time.Time
 	// said limits repeated warnings.
 	said map[warning]*repeat
+	// clockSaid is when a peer's clock was last logged to differ.
+	clockSaid map[config.CID]time.Time
 }
 
 // A view is what is known of a peer.
@@ -149,6 +151,7 @@ func New(o Options) *Node {
 	return &Node{
 		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1),
 		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[warning]*repeat{},
+		clockSaid: map[config.CID]time.Time{},
 	}
 }
 

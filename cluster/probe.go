@@ -180,7 +180,9 @@ func (n *Node) learn(ctx context.Context, theirs db.State) {
 func (n *Node) watchTunnel(ctx context.Context) error {
 	up := map[config.CID]bool{}
 	for ctx.Err() == nil {
-		for _, p := range n.o.Tunnel.Peers() {
+		peers := n.o.Tunnel.Peers()
+		n.clocks(ctx, peers)
+		for _, p := range peers {
 			if p.Connected == up[p.CID] {
 				continue
 			}

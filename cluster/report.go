@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,8 +35,17 @@ type Row struct {
 	Error string `json:"error,omitempty"`
 	// Transport is what carries the asking node's tunnel to it: ssh (plain TCP) or wireguard; empty for itself and while it is down.
 	Transport config.TunnelKind `json:"transport,omitempty"`
-	// Since is when it last answered to the asking node; zero: not since that started.
+	// Since is when it last answered to the asking node; zero: not since that started, or it answers.
 	Since time.Time `json:"since,omitzero"`
+	// CommitsBehind is how many commits it lacks.
+	CommitsBehind int64 `json:"commits_behind"`
+	// PushAgeSeconds is how long ago the last push was, by the node's own clock; negative: none that is known.
+	PushAgeSeconds int64 `json:"push_age_seconds"`
+	// ClockMS is how far its clock is ahead of the asking node's, in milliseconds; nil: never measured.
+	ClockMS *int64 `json:"clock_difference_ms,omitempty"`
+	// VersionDiffers and ZoneDiffers say that they are not those of the asking node.
+	VersionDiffers bool `json:"version_differs"`
+	ZoneDiffers    bool `json:"zone_differs"`
 }
 
 // StatusParams are how Status asks.
@@ -88,12 +98,43 @@ func alone(self NodeStatus) (Report, error) {
 		err = fmt.Errorf("%w: %w", err, ErrUnwell)
 	}
 	return Report{At: time.Now().UTC(), Rows: []Row{{NodeStatus: self, State: self.State}}}, err
+// waitPoll is the pause between two looks at a cluster that is waited for.
+const waitPoll = 250 * time.Millisecond
+
+// WaitInSync asks until every node is in sync, at most for the given time, and gives the last report. A daemon or a database that is
+// still on its way up is waited for too. The error is Status's, where that never gave a report.
+func (o *Operator) WaitInSync(ctx context.Context, p StatusParams, bound time.Duration) (Report, error) {
+	end := time.NewTimer(bound)
+	defer end.Stop()
+	var last Report
+	for {
+		r, err := o.Status(ctx, p)
+		if errors.Is(err, ErrNoCluster) {
+			return last, err
+		}
+		if err == nil {
+			last = r
+		}
+		if last.InSync && err == nil {
+			return last, nil
+		}
+		select {
+		case <-ctx.Done():
+			return last, ctx.Err()
+		case <-end.C:
+			if last.Rows != nil {
+				err = nil
+			}
+			return last, err
+		case <-time.After(waitPoll):
+		}
+	}
 }
 
 // askRow asks one peer. Where it does not answer the row says what this node last knew.
 func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, bound time.Duration) Row {
 	row := Row{NodeStatus: NodeStatus{CID: peer.CID, Name: peer.Name, Address: peer.Address}, Since: peer.LastSeen, Transport: peer.Transport}
-	row.Position, row.Promised = peer.Position, peer.Promised
+	row.Position, row.Promised, row.ClockMS = peer.Position, peer.Promised, peer.ClockMS
 	row.Load1, row.MemoryPercent, row.DiskPercent, row.UptimeSeconds = -1, -1, -1, -1
 	if !daemon {
 		row.Error = "not asked, the local daemon is not running"
@@ -120,6 +161,7 @@ func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, b
 
 // sanitize makes another node's texts fit for a terminal.
 func sanitize(s NodeStatus) NodeStatus {
+	s.FQDN = clean(s.FQDN)
 	s.Version, s.UUID, s.Zone, s.ClusterID = clean(s.Version), clean(s.UUID), clean(s.Zone), clean(s.ClusterID)
 	for i := range s.Services {
 		s.Services[i] = clean(s.Services[i])
@@ -137,6 +179,7 @@ func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
 		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
 		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
 		Problems: []Problem{{"the daemon is not running", "systemctl start mailproxy"}},
+		FQDN: fqdn(), RebootRequired: rebootRequired(), Zone: zoneText(time.Now()),
 	}
 	var members []config.Node
 	if st, err := o.state(ctx); err == nil {
@@ -182,10 +225,17 @@ func (r *Report) judge() {
 			reference = row.Position
 		}
 	}
+	asked := NodeStatus{}
+	for _, row := range r.Rows {
+		if row.CID == r.Asked {
+			asked = row.NodeStatus
+		}
+	}
 	r.InSync = len(r.Rows) > 0
 	for i := range r.Rows {
 		row := &r.Rows[i]
 		row.State = row.judge(reference)
+		row.compare(reference, asked)
 		if row.Error != "" {
 			row.Role = Slave
 			if reference.Epoch.Owner == row.CID {
@@ -218,6 +268,25 @@ func (r *Report) noMaster() {
 		}
 	}
 }
+
+// compare fills in what a row is beside the master's position and the node that asked.
+func (row *Row) compare(reference config.Position, asked NodeStatus) {
+	row.PushAgeSeconds = -1
+	if row.Position.Epoch.N > 0 {
+		row.CommitsBehind = max(0, reference.Serial-row.Position.Serial)
+	}
+	if row.Error != "" {
+		return
+	}
+	if !row.PushedAt.IsZero() && row.Role != Master {
+		row.PushAgeSeconds = max(0, int64(row.Time.Sub(row.PushedAt).Seconds()))
+	}
+	row.VersionDiffers = row.Version != asked.Version
+	row.ZoneDiffers = offsetOf(row.Zone) != offsetOf(asked.Zone)
+}
+
+// offsetOf is the "+0100" of a zone, since names differ where the time does not.
+func offsetOf(zone string) string { return zone[strings.LastIndexByte(zone, ' ')+1:] }
 
 func (row *Row) judge(reference config.Position) Relation {
 	switch {

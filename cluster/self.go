@@ -27,9 +27,11 @@ type NodeStatus struct {
 	ClusterID string     `json:"cluster_id,omitempty"`
 	UUID      string     `json:"uuid,omitempty"`
 	Name      string     `json:"name"`
-	Address   string     `json:"address"` // host:port of its tunnel
-	Version   string     `json:"version"`
-	Role      Role       `json:"role"`
+	// FQDN is the host's own name, as far as it is known without asking the DNS.
+	FQDN    string `json:"fqdn,omitempty"`
+	Address string `json:"address"` // host:port of its tunnel
+	Version string `json:"version"`
+	Role    Role   `json:"role"`
 	// State is the node's own view: in sync, behind, drifted, stale, joining. Beside other nodes a Report says more.
 	State    Relation        `json:"state"`
 	Position config.Position `json:"position"`
@@ -51,8 +53,10 @@ type NodeStatus struct {
 	StartedAt     time.Time `json:"started_at"` // of the daemon
 	Time          time.Time `json:"time"`       // of the answer, UTC
 	Zone          string    `json:"zone"`       // the host's time zone, "CET +0100"
-	Peers         []Peer    `json:"peers,omitempty"`
-	Problems      []Problem `json:"problems,omitempty"`
+	// RebootRequired says that the host's packages want one (/run/reboot-required).
+	RebootRequired bool      `json:"reboot_required"`
+	Peers          []Peer    `json:"peers,omitempty"`
+	Problems       []Problem `json:"problems,omitempty"`
 }
 
 // A Peer is another member as a node sees it.
@@ -76,6 +80,10 @@ type Peer struct {
 	Error string `json:"error,omitempty"`
 	// NotLetIn says that it answers and does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
+	// ClockMS is how far its clock is ahead of this node's, in milliseconds, as last measured; nil: never.
+	ClockMS *int64 `json:"clock_difference_ms,omitempty"`
+	// ClockWithinMS is how far ClockMS may be off.
+	ClockWithinMS int64 `json:"clock_within_ms,omitempty"`
 }
 
 // selfTimeout bounds what Self asks of the database: it answers within a second all the same.
@@ -95,11 +103,11 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	st, err := n.stateSoon(ctx)
 	host := readHost(n.o.Local.StateDir)
 	now := n.o.Now()
-	zone, offset := now.Zone()
 	s := NodeStatus{
 		Name: n.o.Local.Name, Address: n.o.Local.TunnelAddress(), Version: n.o.Version, Services: n.o.Local.Services,
 		Database: err == nil, UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
-		StartedAt: n.started.UTC(), Time: now.UTC(), Zone: fmt.Sprintf("%s %+03d%02d", zone, offset/3600, offset/60%60*sign(offset)),
+		StartedAt: n.started.UTC(), Time: now.UTC(), Zone: zoneText(now),
+		FQDN: fqdn(), RebootRequired: rebootRequired(),
 	}
 	if st.CID == 0 && err != nil {
 		st = n.lastKnown(st)
@@ -115,6 +123,8 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
 	s.Problems = append(s.Problems, fallbacks(s.Peers)...)
 	s.Problems = append(s.Problems, n.restored(ctx, st)...)
+	s.Problems = append(s.Problems, cutOff(s.Peers)...)
+	s.Problems = append(s.Problems, clockProblems(s.Peers)...)
 	return s
 }
 
@@ -137,12 +147,8 @@ func (n *Node) stateSoon(ctx context.Context) (db.State, error) {
 	return n.state, err
 }
 
-func sign(i int) int {
-	if i < 0 {
-		return -1
-	}
-	return 1
-}
+// zoneText is "CET +0100".
+func zoneText(t time.Time) string { return t.Format("MST -0700") }
 
 // lastKnown stands in for the state where PostgreSQL has not answered since the daemon started: the identity says who we are, and
 // the snapshot how far.
@@ -173,6 +179,7 @@ func (n *Node) peerStatus() []Peer {
 		if t, ok := tunnels[m.CID]; ok {
 			p.Tunnel, p.Since, p.LastSeen, p.Error = t.Connected, t.Since.UTC(), t.LastSeen.UTC(), t.Err
 			p.NotLetIn, p.Transport, p.Fallback = t.NotLetIn, t.Transport, t.Fallback
+			p.ClockMS, p.ClockWithinMS = clockMS(t.Clock)
 		}
 		if v := n.views[m.CID]; v != nil {
 			p.Position, p.Promised = v.state.Position, v.state.Promised
@@ -299,6 +306,30 @@ func driftRemedy(r Role) string {
 		return "`pmgcm sync --pull` on this node takes the master's rows again, and keeps its own in the journal"
 	}
 	return "if the rows are as they shall be: `pmgcm sync` here gives them to every slave; if not, put them right first"
+}
+
+// cutOff says that no other node answers, of two and more: it is this node that is cut off, most likely.
+func cutOff(peers []Peer) []Problem {
+	var last time.Time
+	for _, p := range peers {
+		if p.Error == "" {
+			return nil
+		}
+		if p.LastSeen.After(last) {
+			last = p.LastSeen
+		}
+	}
+	if len(peers) < 2 {
+		return nil
+	}
+	since := "since the daemon started"
+	if !last.IsZero() {
+		since = "since " + last.Format(time.DateTime) + " UTC"
+	}
+	return []Problem{{
+		fmt.Sprintf("no other node answers here, %s: what is shown of them is what was last known", since),
+		"see to this host's network first: the others' tunnel ports must be reached from here, or ours from there",
+	}}
 }
 
 // rolledBack names slaves that hold commits of our own epoch which we lack.

@@ -15,9 +15,6 @@ import (
 	"mailproxy/config"
 )
 
-// backdate is how far a new certificate's start lies back, so that a peer whose clock is behind takes it at once.
-const backdate = 10 * time.Minute
-
 // Certs are a node's two certificates, in authorized_keys form. They are not interchangeable: the node answers with Host and dials
 // with User.
 type Certs struct {
@@ -38,8 +35,8 @@ func parseCIDPrincipal(s string) (config.CID, bool) {
 	return config.CID(n), true
 }
 
-// Sign makes the two certificates of the node cid of a cluster, over its public key (authorized_keys form); valid from ten minutes
-// ago for the given time from now.
+// Sign makes the two certificates of the node cid of a cluster, over its public key (authorized_keys form); valid for
+// the given time from now. They have no beginning, so that a peer whose clock is days behind takes them too.
 func (c *CA) Sign(publicKey string, cid config.CID, cluster string, validity time.Duration) (Certs, error) {
 	key, err := parsePublic(publicKey)
 	if err != nil {
@@ -66,7 +63,6 @@ func (c *CA) sign(kind uint32, key ssh.PublicKey, cid config.CID, cluster string
 		CertType:        kind,
 		KeyId:           cidPrincipal(cid),
 		ValidPrincipals: []string{cidPrincipal(cid), clusterPrincipal(cluster)},
-		ValidAfter:      uint64(now.Add(-backdate).Unix()),
 		ValidBefore:     uint64(now.Add(validity).Unix()),
 	}
 	if err := cert.SignCert(rand.Reader, c.signer); err != nil {

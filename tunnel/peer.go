@@ -50,6 +50,7 @@ type peer struct {
 	since    time.Time // when connected became what it is
 	heard    time.Time // of sessions that ended
 	lasted   time.Duration
+	clock    Clock
 	err      error // of the last attempt or session
 }
 
@@ -71,6 +72,8 @@ type PeerState struct {
 	Fallback string `json:"fallback,omitempty"`
 	// NotLetIn says that the peer answers and does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
+	// Clock is the peer's beside ours.
+	Clock Clock `json:"-"`
 }
 
 func newPeer(n config.Node) *peer {
@@ -142,7 +145,7 @@ func (t *Tunnel) Peers() []PeerState {
 	defer t.mu.Unlock()
 	all := make([]PeerState, 0, len(t.peers))
 	for _, p := range t.peers {
-		st := PeerState{CID: p.cid, Since: p.since, LastSeen: p.heard}
+		st := PeerState{CID: p.cid, Since: p.since, LastSeen: p.heard, Clock: p.clock}
 		if s := p.bestLocked(); s != nil {
 			st.Connected, st.Dialler, st.Transport = true, s.dialler, s.carried
 			if s.carried != p.want {

@@ -71,7 +71,7 @@ type session struct {
 // run serves the session until its connection ends, and returns when all that it started has ended.
 func (s *session) run(channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) {
 	s.owned.spawn(func() { s.accept(channels) })
-	s.owned.spawn(func() { answer(requests) })
+	s.owned.spawn(func() { answer(requests, s.t.o.Now) })
 	s.owned.spawn(s.watch)
 	stop := context.AfterFunc(s.ctx, func() { s.close(errStopped) })
 	err := s.ssh.Wait()
@@ -112,20 +112,13 @@ func (s *session) open() []*conn {
 	return all
 }
 
-// answer takes global requests: only keep-alives are granted.
-func answer(requests <-chan *ssh.Request) {
-	for r := range requests {
-		r.Reply(r.Type == keepAlive, nil) //nolint:errcheck // the connection is gone, the loop ends
-	}
-}
-
 // watch asks the peer for a sign of life and cuts the connection when nothing at all came in for too long: a peer that is stopped or
 // behind a packet filter leaves the TCP connection as it is.
 func (s *session) watch() {
 	asked := make(chan struct{}, 1)
 	s.owned.spawn(func() {
 		for range asked {
-			if _, _, err := s.ssh.SendRequest(keepAlive, true, nil); err != nil {
+			if err := s.askAlive(); err != nil {
 				s.close(fmt.Errorf("%w: %w", ErrLost, err))
 			}
 		}

@@ -2,13 +2,16 @@ package main
 
 import (
 	"errors"
+	"context"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
 	"mailproxy/cluster"
 )
@@ -27,6 +30,9 @@ func statusCommand() *cli.Command {
 		Flags: []cli.Flag{
 			jsonFlag(),
 			&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "everything that is known of each node"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait until every node is in sync, at most for --timeout"},
+			&cli.DurationFlag{Name: "timeout", Usage: "how long --wait waits, `60s`", Value: waitTimeout},
+			&cli.BoolFlag{Name: "watch", Usage: "show it again every 2 s, until interrupted"},
 			&cli.BoolFlag{Name: "verify", Usage: "let every node recompute its digest from the rows first (slow with millions of rows)"},
 			&cli.BoolFlag{Name: "list_single_node", Aliases: []string{"list-single-node"}, Usage: "accepted as PMG has it", Hidden: true},
 		},
@@ -34,20 +40,24 @@ func statusCommand() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
+			if err := statusFlags(c); err != nil {
+				return err
+			}
 			return withOperator(c, "", func(o *cluster.Operator) error {
-				r, err := o.Status(c.Context, cluster.StatusParams{Verify: c.Bool("verify")})
+				if c.Bool("watch") {
+					return watchStatus(c, o)
+				}
+				ask := o.Status
+				if c.Bool("wait") {
+					ask = func(ctx context.Context, p cluster.StatusParams) (cluster.Report, error) {
+						return o.WaitInSync(ctx, p, c.Duration("timeout"))
+					}
+				}
+				r, err := ask(c.Context, cluster.StatusParams{Verify: c.Bool("verify")})
 				if err != nil {
 					return errors.Join(printAlone(c, r), err)
 				}
-				switch {
-				case c.Bool("json"):
-					err = printJSON(c.App.Writer, r)
-				case c.Bool("long"):
-					err = printLong(c.App.Writer, r)
-				default:
-					err = printTable(c.App.Writer, r)
-				}
-				if err == nil && !r.InSync {
+				if err = printStatus(c, r); err == nil && !r.InSync {
 					return &shownError{cluster.ErrNotInSync}
 				}
 				return err
@@ -69,6 +79,65 @@ func printAlone(c *cli.Context, r cluster.Report) error {
 	}
 	_, err := io.WriteString(c.App.Writer, b.String())
 	return err
+// Bounds of waiting and watching.
+const (
+	waitTimeout = time.Minute
+	maxWait     = 24 * time.Hour
+	watchEvery  = 2 * time.Second
+)
+
+func statusFlags(c *cli.Context) error {
+	switch {
+	case c.Bool("wait") && c.Bool("watch"):
+		return usagef("status: --wait and --watch do not go together")
+	case c.IsSet("timeout") && !c.Bool("wait"):
+		return usagef("status: --timeout needs --wait")
+	case c.Duration("timeout") <= 0 || c.Duration("timeout") > maxWait:
+		return usagef("status: --timeout must be above 0 and at most 24h")
+	}
+	return nil
+}
+
+func printStatus(c *cli.Context, r cluster.Report) error {
+	switch {
+	case c.Bool("json"):
+		return printJSON(c.App.Writer, r)
+	case c.Bool("long"):
+		return printLong(c.App.Writer, r, onTerminal(c.App.Writer))
+	}
+	return printTable(c.App.Writer, r)
+}
+
+// clearScreen puts the cursor to the upper left and wipes what is below (ECMA-48 CUP, ED).
+const clearScreen = "\x1b[H\x1b[J"
+
+// watchStatus prints the status until it is interrupted, which is its end and no failure. What goes wrong on the way is printed too.
+func watchStatus(c *cli.Context, o *cluster.Operator) error {
+	for c.Context.Err() == nil {
+		r, err := o.Status(c.Context, cluster.StatusParams{Verify: c.Bool("verify")})
+		if c.Context.Err() != nil {
+			break
+		}
+		if onTerminal(c.App.Writer) {
+			_, _ = io.WriteString(c.App.Writer, clearScreen)
+		}
+		if err != nil {
+			_ = report(c.App.ErrWriter, err)
+		} else if err := printStatus(c, r); err != nil {
+			return err // nobody reads any more
+		}
+		select {
+		case <-c.Context.Done():
+		case <-time.After(watchEvery):
+		}
+	}
+	return nil
+}
+
+// onTerminal says whether a person sees what is written, at once.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // printTable writes PMG's table, and what is wrong under it.
@@ -162,12 +231,12 @@ func host(address string) string {
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // printLong writes everything that is known of each node.
-func printLong(w io.Writer, r cluster.Report) error {
+func printLong(w io.Writer, r cluster.Report, colour bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster %s, asked by node %d at %s UTC\n", r.ClusterID, r.Asked, r.At.Format(time.DateTime))
 	for _, row := range r.Rows {
 		fmt.Fprintf(&b, "\n%s(%d)\n", row.Name, row.CID)
-		for _, line := range longLines(row, r) {
+		for _, line := range longLines(row, r, colour) {
 			fmt.Fprintf(&b, "  %-12s %s\n", line[0], line[1])
 		}
 		for _, p := range row.Problems {
@@ -179,16 +248,21 @@ func printLong(w io.Writer, r cluster.Report) error {
 }
 
 // longLines are a node's facts, name and value.
-func longLines(row cluster.Row, r cluster.Report) [][2]string {
-	lines := [][2]string{{"address", row.Address}, {"role", roleWord(row)}, {"state", string(row.State)}}
+func longLines(row cluster.Row, r cluster.Report, colour bool) [][2]string {
+	lines := [][2]string{{"address", row.Address}, {"role", roleWord(row)}, {"state", string(row.State) + behind(row)}}
 	if row.Error != "" {
-		lines = append(lines, [2]string{"error", oneLine(row.Error) + since(row)})
+		lines = append(lines, [2]string{"error", oneLine(row.Error)}, [2]string{"last seen", lastSeen(row)})
 	}
 	if row.Position.Epoch.N > 0 {
-		lines = append(lines, [2]string{"position", row.Position.String()})
+		known := ""
+		if row.Error != "" {
+			known = " (last known)"
+		}
+		lines = append(lines, [2]string{"position", row.Position.String() + known})
 		if row.Promised != row.Position.Epoch {
 			lines = append(lines, [2]string{"promised", "epoch " + row.Promised.String()})
 		}
+		lines = append(lines, [2]string{"digest", row.Position.Digest.String()})
 	}
 	if row.Transport != "" {
 		lines = append(lines, [2]string{"tunnel", string(row.Transport)})
@@ -196,28 +270,77 @@ func longLines(row cluster.Row, r cluster.Report) [][2]string {
 	if row.Error != "" {
 		return lines
 	}
-	lines = append(lines, [2]string{"digest", row.Position.Digest.String()})
-	if !row.PushedAt.IsZero() && row.Role != cluster.Master {
-		lines = append(lines, [2]string{"last push", row.PushedAt.UTC().Format(time.DateTime) + " UTC"})
+	if row.PushAgeSeconds >= 0 {
+		lines = append(lines, [2]string{"last push", span(row.PushAgeSeconds) + " ago"})
 	}
 	lines = append(lines,
 		[2]string{"journal", fmt.Sprintf("%d commits set aside", row.Journal)},
-		[2]string{"uuid", row.UUID}, [2]string{"version", row.Version + versionMark(row, r)}, [2]string{"services", strings.Join(row.Services, " ")},
+		[2]string{"uuid", row.UUID}, [2]string{"fqdn", row.FQDN},
+		[2]string{"version", mark(row.Version, row.VersionDiffers, r, colour)}, [2]string{"services", strings.Join(row.Services, " ")},
 		[2]string{"uptime", uptime(row.UptimeSeconds)}, [2]string{"load", figure("%.2f", row.Load1)},
 		[2]string{"memory", figure("%.0f%%", row.MemoryPercent)}, [2]string{"disk", figure("%.0f%%", row.DiskPercent)},
-		[2]string{"time", row.Time.UTC().Format(time.DateTime) + " UTC, zone " + row.Zone})
+		[2]string{"time", row.Time.UTC().Format(time.DateTime) + " UTC" + clock(row)},
+		[2]string{"zone", mark(row.Zone, row.ZoneDiffers, r, false)}, [2]string{"reboot", reboot(row)},
+		[2]string{"last seen", "now"})
 	if !row.Database {
 		lines = append(lines, [2]string{"database", "PostgreSQL does not answer"})
 	}
 	return lines
 }
 
-// versionMark marks a version that differs from that of the node that asked.
-func versionMark(row cluster.Row, r cluster.Report) string {
-	for _, other := range r.Rows {
-		if other.CID == r.Asked && other.Error == "" && other.Version != row.Version {
-			return " (differs from node " + fmt.Sprint(r.Asked) + ")"
-		}
+// behind says how many commits a node lacks.
+func behind(row cluster.Row) string {
+	switch row.CommitsBehind {
+	case 0:
+		return ""
+	case 1:
+		return ", 1 commit behind"
 	}
-	return ""
+	return fmt.Sprintf(", %d commits behind", row.CommitsBehind)
+}
+
+func lastSeen(row cluster.Row) string {
+	if row.Since.IsZero() {
+		return "not since this node's daemon started"
+	}
+	return row.Since.UTC().Format(time.DateTime) + " UTC"
+}
+
+// span is a time as people read it: "3 s", "2 min", "5 h", "3 days".
+func span(seconds int64) string {
+	switch {
+	case seconds < 120:
+		return fmt.Sprintf("%d s", seconds)
+	case seconds < 2*60*60:
+		return fmt.Sprintf("%d min", seconds/60)
+	case seconds < 2*24*60*60:
+		return fmt.Sprintf("%d h", seconds/(60*60))
+	}
+	return fmt.Sprintf("%d days", seconds/(24*60*60))
+}
+
+// mark marks what differs from the node that asked, in red where that is wanted.
+func mark(value string, differs bool, r cluster.Report, red bool) string {
+	switch {
+	case !differs:
+		return value
+	case red:
+		return fmt.Sprintf("\x1b[31m%s (differs from node %d)\x1b[0m", value, r.Asked)
+	}
+	return fmt.Sprintf("%s (differs from node %d)", value, r.Asked)
+}
+
+// clock says how far a node's clock is from that of the node that asked.
+func clock(row cluster.Row) string {
+	if row.ClockMS == nil {
+		return ""
+	}
+	return fmt.Sprintf(", clock %+.3f s", float64(*row.ClockMS)/1000)
+}
+
+func reboot(row cluster.Row) string {
+	if row.RebootRequired {
+		return "required"
+	}
+	return "not required"
 }

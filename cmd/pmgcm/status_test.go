@@ -53,3 +53,42 @@ func TestStateLetter(t *testing.T) {
 		}
 	}
 }
+
+func TestLongMarksWhatDiffers(t *testing.T) {
+	ahead := int64(2500)
+	r := cluster.Report{Asked: 1, Rows: []cluster.Row{{
+		State: cluster.Behind, CommitsBehind: 3, PushAgeSeconds: 7, ClockMS: &ahead, VersionDiffers: true, ZoneDiffers: true,
+		NodeStatus: cluster.NodeStatus{CID: 2, Name: "mx2", FQDN: "mx2.example.net", UUID: "u-u", Version: "0.9", Zone: "CET +0100",
+			Position: config.Position{Epoch: config.Epoch{N: 1, Owner: 1}}, RebootRequired: true, Database: true},
+	}, {
+		State: cluster.Unreachable, Error: "no answer", Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		NodeStatus: cluster.NodeStatus{CID: 3, Name: "mx3", Position: config.Position{Epoch: config.Epoch{N: 1, Owner: 1}, Serial: 4}},
+	}}}
+	var plain, red strings.Builder
+	if err := printLong(&plain, r, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := printLong(&red, r, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"state        behind, 3 commits behind\n", "last push    7 s ago\n", "fqdn         mx2.example.net\n", "uuid         u-u\n",
+		"version      0.9 (differs from node 1)\n", "zone         CET +0100 (differs from node 1)\n", ", clock +2.500 s\n", "reboot       required\n",
+		"digest       000000000000\n", "last seen    now\n", "error        no answer\n", "last seen    2026-01-02 03:04:05 UTC\n", "(last known)\n",
+	} {
+		if !strings.Contains(plain.String(), want) {
+			t.Errorf("%q is missing in:\n%s", want, plain.String())
+		}
+	}
+	if want := "\x1b[31m0.9 (differs from node 1)\x1b[0m"; !strings.Contains(red.String(), want) || strings.Contains(plain.String(), "\x1b") {
+		t.Errorf("on a terminal:\n%q\nelsewhere:\n%q", red.String(), plain.String())
+	}
+}
+
+func TestSpan(t *testing.T) {
+	for seconds, want := range map[int64]string{0: "0 s", 119: "119 s", 120: "2 min", 7200: "2 h", 172800: "2 days"} {
+		if got := span(seconds); got != want {
+			t.Errorf("span(%d) = %q, want %q", seconds, got, want)
+		}
+	}
+}
