@@ -161,6 +161,31 @@ func (o *Operator) needDaemon(ctx context.Context) error {
 // fetchStatus asks the daemon behind a control socket how it sees itself.
 func (o *Operator) fetchStatus(ctx context.Context, socket string, verify bool) (NodeStatus, error) {
 	var s NodeStatus
+	path := "/status"
+	if verify {
+		path += "?verify=1"
+	}
+	return s, getJSON(ctx, socket, path, maxStatusBytes, &s)
+}
+
+// getJSON reads what the daemon behind a control socket answers, no more than most bytes of it.
+func getJSON(ctx context.Context, socket, path string, most int64, v any) error {
+	resp, err := request(ctx, http.MethodGet, socket, path, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answered %s", path[1:], resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, most)).Decode(v); err != nil {
+		return fmt.Errorf("read %s: %w", path[1:], err)
+	}
+	return nil
+}
+
+// request sends one request to the daemon behind a control socket.
+func request(ctx context.Context, method, socket, path string, body io.Reader) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -168,26 +193,15 @@ func (o *Operator) fetchStatus(ctx context.Context, socket string, verify bool) 
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
-	url := "http://node/status"
-	if verify {
-		url += "?verify=1"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, body)
 	if err != nil {
-		return s, err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return s, plainCause(err)
+		return nil, plainCause(err)
 	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return s, fmt.Errorf("status answered %s", resp.Status)
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatusBytes)).Decode(&s); err != nil {
-		return s, fmt.Errorf("read status: %w", err)
-	}
-	return s, nil
+	return resp, nil
 }
 
 // plainCause takes the address and socket path off a network error: an operator wants to read "connection refused".

@@ -162,6 +162,9 @@ func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, b
 // sanitize makes another node's texts fit for a terminal.
 func sanitize(s NodeStatus) NodeStatus {
 	s.FQDN = clean(s.FQDN)
+	if s.Certificate != nil {
+		s.Certificate = &tunnel.Certificate{Fingerprint: clean(s.Certificate.Fingerprint), CA: clean(s.Certificate.CA), Expires: s.Certificate.Expires}
+	}
 	s.Version, s.UUID, s.Zone, s.ClusterID = clean(s.Version), clean(s.UUID), clean(s.Zone), clean(s.ClusterID)
 	for i := range s.Services {
 		s.Services[i] = clean(s.Services[i])

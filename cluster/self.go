@@ -54,9 +54,11 @@ type NodeStatus struct {
 	Time          time.Time `json:"time"`       // of the answer, UTC
 	Zone          string    `json:"zone"`       // the host's time zone, "CET +0100"
 	// RebootRequired says that the host's packages want one (/run/reboot-required).
-	RebootRequired bool      `json:"reboot_required"`
-	Peers          []Peer    `json:"peers,omitempty"`
-	Problems       []Problem `json:"problems,omitempty"`
+	RebootRequired bool `json:"reboot_required"`
+	// Certificate is the node's own in the cluster; nil on a single node.
+	Certificate *tunnel.Certificate `json:"certificate,omitempty"`
+	Peers       []Peer              `json:"peers,omitempty"`
+	Problems    []Problem           `json:"problems,omitempty"`
 }
 
 // A Peer is another member as a node sees it.
@@ -118,6 +120,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	if me, ok := memberOf(n.members(), st.CID); ok {
 		s.UUID, s.Name, s.Address = me.UUID, me.Name, me.Address
 	}
+	s.Certificate = n.o.Tunnel.Certificate()
 	s.Peers = n.peerStatus()
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)

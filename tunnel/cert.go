@@ -22,6 +22,49 @@ type Certs struct {
 	User string `json:"user"`
 }
 
+// A Certificate says what a person wants to know of a node's two certificates.
+type Certificate struct {
+	// Fingerprint is that of the node's key, CA that of the key that signed, both "SHA256:…".
+	Fingerprint string `json:"fingerprint"`
+	CA          string `json:"ca"`
+	// Expires is when the first of them does.
+	Expires time.Time `json:"expires"`
+}
+
+// Describe reads the certificates. ErrBadCertificate.
+func (c Certs) Describe() (Certificate, error) {
+	var d Certificate
+	for _, text := range []string{c.Host, c.User} {
+		cert, err := parseCert(text)
+		if err != nil {
+			return d, err
+		}
+		expires := time.Unix(int64(min(cert.ValidBefore, maxUnix)), 0).UTC()
+		if d.Expires.IsZero() || expires.Before(d.Expires) {
+			d = Certificate{ssh.FingerprintSHA256(cert.Key), ssh.FingerprintSHA256(cert.SignatureKey), expires}
+		}
+	}
+	return d, nil
+}
+
+// maxUnix is the end of the year 9999, the last that JSON can tell.
+const maxUnix = 253402300799
+
+// Certificate describes this node's own; nil for a node that has none.
+func (t *Tunnel) Certificate() *Certificate {
+	t.mu.Lock()
+	self := t.self
+	t.mu.Unlock()
+	if self == nil || !self.member() {
+		return nil
+	}
+	d, err := self.id.Certs.Describe()
+	if err != nil {
+		return nil // loadSelf has read them
+	}
+	return &d
+}
+
 func cidPrincipal(cid config.CID) string     { return "cid-" + strconv.Itoa(int(cid)) }
 func clusterPrincipal(cluster string) string { return "cluster-" + cluster }
 

@@ -41,7 +41,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			EnvVars: []string{"MAILPROXY_CONFIG"}}},
 		Commands: []*cli.Command{
 			statusCommand(), createCommand(), joinCommand(), joinCmdCommand(), syncCommand(), promoteCommand(), deleteCommand(),
-			journalCommand(), manpage.Command(),
+			checkCommand(), journalCommand(), manpage.Command(),
 		},
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
@@ -58,10 +58,14 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 
 // finish gives a command what all of them have.
 func finish(c *cli.Command) {
-	c.OnUsageError = onUsageError
+	if c.OnUsageError == nil {
+		c.OnUsageError = onUsageError
+	}
 	c.HideHelpCommand = true
 	if len(c.Subcommands) > 0 {
-		c.Action = noCommand
+		if c.Action == nil {
+			c.Action = noCommand
+		}
 		for _, sub := range c.Subcommands {
 			finish(sub)
 		}
@@ -107,9 +111,12 @@ func report(stderr io.Writer, err error) int {
 		}
 	}
 	var usage *usageError
+	var checked *checkError
 	switch {
 	case errors.As(err, &usage):
 		return 2
+	case errors.As(err, &checked):
+		return checked.level.code()
 	case errors.Is(err, cluster.ErrNotInSync):
 		return 3
 	}
