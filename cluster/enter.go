@@ -35,6 +35,9 @@ const (
 	pushPatience   = 5 * time.Minute
 )
 
+// drainPatience is more than what the daemon leaves a message that is on its way.
+const drainPatience = 6 * time.Minute
+
 // begunJoin is kept while a join is under way, so that the very same command can be run again.
 type begunJoin struct {
 	Address     string `json:"address"`

@@ -31,6 +31,8 @@ type Options struct {
 	Problems func() []Problem
 	// Starting says whether the database is still being made ready, and not in vain. May be nil.
 	Starting func() bool
+	// Draining says how the node takes no mail by an operator's wish; nil while it does. May be nil.
+	Draining func() *Draining
 	// Timing: what is zero takes its default.
 	Timing Timing
 	Log    zerolog.Logger

@@ -162,6 +162,9 @@ func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, b
 // sanitize makes another node's texts fit for a terminal.
 func sanitize(s NodeStatus) NodeStatus {
 	s.FQDN = clean(s.FQDN)
+	if s.Draining != nil {
+		s.Draining = &Draining{s.Draining.Since, clean(s.Draining.By), s.Draining.Sessions}
+	}
 	if s.Certificate != nil {
 		s.Certificate = &tunnel.Certificate{Fingerprint: clean(s.Certificate.Fingerprint), CA: clean(s.Certificate.CA), Expires: s.Certificate.Expires}
 	}

@@ -40,6 +40,8 @@ type NodeStatus struct {
 	PushedAt time.Time `json:"pushed_at,omitzero"`
 	// Journal is how many commits were set aside here.
 	Journal int `json:"journal"`
+	// Draining is set while the node takes no mail by an operator's wish.
+	Draining *Draining `json:"draining,omitempty"`
 	// Database says whether PostgreSQL answers; if not, Position is the last known.
 	Database bool `json:"database"`
 	// Starting says that the daemon is making its database ready for the first time since it started, and that none of that has failed.
@@ -59,6 +61,13 @@ type NodeStatus struct {
 	Certificate *tunnel.Certificate `json:"certificate,omitempty"`
 	Peers       []Peer              `json:"peers,omitempty"`
 	Problems    []Problem           `json:"problems,omitempty"`
+}
+
+// Draining says since when a node takes no new mail, by whose wish, and how many sessions are left.
+type Draining struct {
+	Since    time.Time `json:"since"`
+	By       string    `json:"by"`
+	Sessions int       `json:"sessions"`
 }
 
 // A Peer is another member as a node sees it.
@@ -120,6 +129,9 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	if me, ok := memberOf(n.members(), st.CID); ok {
 		s.UUID, s.Name, s.Address = me.UUID, me.Name, me.Address
 	}
+	if n.o.Draining != nil {
+		s.Draining = n.o.Draining()
+	}
 	s.Certificate = n.o.Tunnel.Certificate()
 	s.Peers = n.peerStatus()
 	s.State = n.ownRelation(st, err)
@@ -129,6 +141,21 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.Problems = append(s.Problems, cutOff(s.Peers)...)
 	s.Problems = append(s.Problems, clockProblems(s.Peers)...)
 	return s
+}
+
+// Master is the node that this one takes orders from: the owner of the highest epoch that it has promised, which the gate lets push
+// too. 0 on a single node. It answers with PostgreSQL down, from what was last known.
+func (n *Node) Master() config.CID {
+	n.mu.Lock()
+	st, read := n.state, !n.stateAt.IsZero()
+	n.mu.Unlock()
+	if !read {
+		st = n.lastKnown(st)
+	}
+	if st.CID == 0 {
+		return 0
+	}
+	return st.Promised.Owner
 }
 
 // stateSoon reads the own state without waiting long. Where the database is slow and not away, what was read a moment ago is good

@@ -186,6 +186,38 @@ func TestDrainSends421ToIdleSessionsAndLetsAMessageFinish(t *testing.T) {
 	}
 }
 
+func TestPauseSends421AndResumeTakesMailAgain(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	idle, open, body := g.hello(), g.hello(), g.hello()
+	open.ask("MAIL FROM:<a@sender.test>", "250")
+	body.begin("x@one.test")
+	body.send("Subject: x\r\n")
+	g.server.Pause()
+	g.server.Pause()
+	for _, p := range []*peer{idle, open} {
+		p.want("421 4.3.2")
+		p.wantEnd()
+	}
+	fresh := g.dial()
+	fresh.want("421 4.3.2")
+	fresh.wantEnd()
+	body.send("\r\nx\r\n.\r\n")
+	body.want("250 2.0.0 taken")
+	body.want("421 4.3.2")
+	body.wantEnd()
+	g.server.Resume()
+	again := g.hello()
+	again.ask("MAIL FROM:<a@sender.test>", "250")
+	if n := g.server.Cut(); n != 1 {
+		t.Errorf("cut %d sessions, want 1", n)
+	}
+	if got := again.read(); got != "EOF" {
+		t.Errorf("got %q", got)
+	}
+	g.hello().ask("NOOP", "250")
+}
+
 func TestDrainEndsAtItsBound(t *testing.T) {
 	h := newHop(t)
 	g := newRig(t, snapshot("one.test", h.addr()), nil)

@@ -31,7 +31,7 @@ var (
 	replyStart             = r(354, 0, "end with <CRLF>.<CRLF>")
 	replyStartTLS          = r(220, 200, "ready to start TLS")
 	replyNotReady          = r(421, 432, "not ready yet, try again later")
-	replyDraining          = r(421, 432, "going down, try again later")
+	replyDraining          = r(421, 432, "not taking mail now, try again later")
 	replyTooManySessions   = r(421, 432, "too many sessions, try again later")
 	replyTooManyFromClient = r(421, 470, "too many sessions from your address")
 	replyTooManyErrors     = r(421, 470, "too many errors")

@@ -142,6 +142,7 @@ type registry struct {
 	conns     map[*conn]struct{}
 	perClient map[clientKey]int
 	draining  atomic.Bool   // set under mu
+	paused    atomic.Bool   // set under mu
 	drained   chan struct{} // closed when draining and no session is left
 	isClosed  bool          // drained is closed
 }
@@ -180,7 +181,7 @@ func (r *registry) add(c *conn, key clientKey, maxAll, maxClient int) admission 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case r.draining.Load():
+	case r.isDraining():
 		return refusedDraining
 	case len(r.conns) >= maxAll:
 		return refusedFull
@@ -233,7 +234,7 @@ func (r *registry) drain() {
 	r.tellEmptyLocked()
 }
 
-func (r *registry) isDraining() bool { return r.draining.Load() }
+func (r *registry) isDraining() bool { return r.draining.Load() || r.paused.Load() }
 
 // empty gives a channel that is closed when, after drain, no session is left.
 func (r *registry) empty() <-chan struct{} {

@@ -2,7 +2,9 @@
 //
 //  1. the control socket (0600, owner and root): everything;
 //  2. the web listener, for balancers and monitoring: GET /health and GET /metrics;
-//  3. peers, through the tunnel: GET /health, /metrics, /status and /queue, and nothing that changes anything.
+//  3. peers, through the tunnel: GET /health, /metrics, /status and /queue. Three things change something: a member's administrator
+//     may run configuration commands (POST /command); the master, and no other peer, may drain this node and end that; and any member
+//     may ask for what is about itself alone (POST /member/…, cluster.ServeMember).
 //
 // Client is the other side of the first and the third, for the commands.
 package web

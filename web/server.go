@@ -44,6 +44,12 @@ type Options struct {
 	Status func(ctx context.Context, verify bool) any
 	// Command runs a configuration command that an administrator typed here (from 0) or at a member; nil: none is.
 	Command func(ctx context.Context, from config.CID, c config.Command) config.CommandReply
+	// Drain is what /drain turns on and off.
+	Drain Drain
+	// Master is the one peer that this node takes orders from; 0 for none.
+	Master func() config.CID
+	// Member answers POST /member/… of a peer, who is from.
+	Member func(from config.CID, w http.ResponseWriter, r *http.Request)
 	// Gatherer is what /metrics shows.
 	Gatherer prometheus.Gatherer
 	Log      zerolog.Logger
@@ -72,14 +78,21 @@ func New(o Options) *Server {
 	peer.HandleFunc("GET /status", s.status)
 	peer.HandleFunc("GET /queue", s.queueList)
 	peer.HandleFunc("POST /command", s.command)
-
 	control := http.NewServeMux()
 	control.Handle("/", peer)
+	control.HandleFunc("POST /drain", s.drain)
+	control.HandleFunc("DELETE /drain", s.undrain)
+	fromPeer := http.NewServeMux()
+	fromPeer.Handle("/", peer)
+	fromPeer.HandleFunc("POST /drain", s.masterOnly(s.drain))
+	fromPeer.HandleFunc("DELETE /drain", s.masterOnly(s.undrain))
+	fromPeer.HandleFunc("POST /member/", s.member)
+
 	control.HandleFunc("GET /queue/{id}", s.queueShow)
 	control.HandleFunc("POST /queue/flush", s.queueFlush)
 	control.HandleFunc("DELETE /queue/{id}", s.queueDelete)
 
-	s.public, s.peer, s.control = s.server(public), s.server(peer), s.server(control)
+	s.public, s.peer, s.control = s.server(public), s.server(fromPeer), s.server(control)
 	return s
 }
 
@@ -168,8 +181,11 @@ func serve(ctx context.Context, server *http.Server, l net.Listener) error {
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	h := Health{Node: s.opts.Node, Version: s.opts.Version, Checks: s.checker.run()}
 	h.Status = status(h.Checks)
+	if s.opts.Drain.On() && h.Status != "failed" {
+		h.Status = "draining" // of this moment: a balancer shall not send a second's mail more
+	}
 	code := http.StatusOK
-	if h.Status == "failed" {
+	if h.Status == "failed" || h.Status == "draining" {
 		code = http.StatusServiceUnavailable
 	}
 	s.answer(w, code, h)
@@ -201,8 +217,7 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, http.StatusBadRequest, problem{"unreadable command"})
 		return
 	}
-	from, _ := r.Context().Value(fromKey{}).(config.CID)
-	s.answer(w, http.StatusOK, s.opts.Command(r.Context(), from, c))
+	s.answer(w, http.StatusOK, s.opts.Command(r.Context(), peerOf(r), c))
 }
 
 // QueueList is the answer of GET /queue: at most 10,000 items, and how many there are.

@@ -39,6 +39,9 @@ type rig struct {
 	control *Client
 	socket  string
 	public  string
+	// drained is who drains the node, "" for nobody; master is whom it takes orders from.
+	drained atomic.Value
+	master  atomic.Int32
 }
 
 func newRig(t *testing.T, checks ...Check) *rig {
@@ -52,9 +55,15 @@ func newRig(t *testing.T, checks ...Check) *rig {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(QueueCollector(q))
+	r := &rig{queue: q, socket: filepath.Join(t.TempDir(), "control.sock")}
+	r.drained.Store("")
 	s := New(Options{Node: "mx.test", Version: "1", Checks: checks, Queue: q, Gatherer: registry, Log: zerolog.Nop(),
-		Status: func(_ context.Context, verify bool) any { return map[string]bool{"verify": verify} }})
-	r := &rig{Server: s, queue: q, socket: filepath.Join(t.TempDir(), "control.sock")}
+		Status: func(_ context.Context, verify bool) any { return map[string]bool{"verify": verify} },
+		Drain: Drain{Begin: func(by string) error { r.drained.Store(by); return nil }, End: func(string) error { r.drained.Store(""); return nil },
+			On: func() bool { return r.drained.Load() != "" }},
+		Master: func() config.CID { return config.CID(r.master.Load()) },
+		Member: func(from config.CID, w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintf(w, "node %d", from) }})
+	r.Server = s
 	r.control = Control(r.socket)
 	control, err := ListenControl(r.socket)
 	if err != nil {
@@ -244,6 +253,10 @@ func TestEachDoorOpensToWhatItShould(t *testing.T) {
 		{"GET", "/queue/ID", 200, 404, 404},
 		{"POST", "/queue/flush", 200, 404, 404},
 		{"DELETE", "/queue/ID", 204, 404, 404},
+		{"POST", "/drain", 400, 404, 403},
+		{"DELETE", "/drain", 400, 404, 403},
+		{"POST", "/member/x", 404, 404, 200},
+		{"GET", "/member/x", 404, 404, 404},
 		{"POST", "/health", 405, 405, 405},
 		{"DELETE", "/queue", 405, 404, 405},
 		{"GET", "/", 404, 404, 404},

@@ -45,6 +45,7 @@ type daemon struct {
 	queue *queue.Queue
 	smtpd *smtpd.Server // nil where smtp does not run here
 	web   *web.Server
+	drain *drainer
 	tls   *tls.Config
 }
 
@@ -77,6 +78,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Snapshot: d.config.loaded.Load,
 		Problems: d.problems,
 		Starting: d.starting,
+		Draining: func() *cluster.Draining { return d.drain.status() },
 		Log:      log,
 	})
 	d.config.tunnel, d.config.node = d.tunnel, d.node
@@ -122,6 +124,7 @@ func (d *daemon) open() error {
 			TempDir: tempDir(d.local), MinFree: spoolReserve, Log: d.log,
 		})
 	}
+	d.drain = openDrainer(d.local.StateDir, d.smtpd, d.log)
 	registry := prometheus.NewRegistry()
 	for _, c := range d.collectors() {
 		if err := registry.Register(c); err != nil {
@@ -132,6 +135,8 @@ func (d *daemon) open() error {
 		Node: d.local.Name, Version: version.Version, Checks: d.checks(), Queue: d.queue,
 		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
 		Command:  d.runCommand,
+		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
+		Master:   d.node.Master,
 		Gatherer: registry, Log: d.log,
 	})
 	return nil

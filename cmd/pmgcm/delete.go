@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -24,9 +23,9 @@ func deleteCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			cid, err := strconv.ParseInt(args[0], 10, 32)
-			if err != nil || cid < 1 {
-				return usagef("delete: %q is no CID", args[0])
+			cid, err := parseCID("delete", args[0])
+			if err != nil {
+				return err
 			}
 			var confirm func(config.Node) bool
 			if !c.Bool("yes") {
@@ -35,7 +34,7 @@ func deleteCommand() *cli.Command {
 				}
 			}
 			return withOperator(c, fmt.Sprintf("pmgcm delete %d", cid), func(o *cluster.Operator) error {
-				d, err := o.Delete(c.Context, config.CID(cid), confirm)
+				d, err := o.Delete(c.Context, cid, confirm)
 				if err != nil {
 					return err
 				}

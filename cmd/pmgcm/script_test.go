@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -45,6 +46,7 @@ const patience = 60 * time.Second
 //	stop NAME          end the daemon; start NAME starts it again
 //	drift NAME SQL     run SQL on the node's database with all triggers off
 //	sql NAME SQL       run SQL on the node's database
+//	smtp NAME CODE     connect to the node's SMTP and want this code
 //	eventually CMD...  run a command until it succeeds
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txtar")
@@ -63,7 +65,7 @@ func TestScripts(t *testing.T) {
 				},
 				Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 					"node": lab.node, "nodefile": lab.nodefile, "on": lab.on, "stop": lab.stop, "start": lab.start, "drift": lab.drift,
-					"sql": lab.sql, "eventually": eventually,
+					"sql": lab.sql, "smtp": lab.smtp, "eventually": eventually,
 				},
 			})
 		})
@@ -185,6 +187,25 @@ func (l *lab) sql(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("want NAME SQL")
 	}
 	ts.Check(ts.Exec("psql", "-q", "-v", "ON_ERROR_STOP=1", l.find(ts, args[:1]).dsn, "-c", args[1]))
+}
+
+func (l *lab) smtp(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("want NAME CODE")
+	}
+	address := l.find(ts, args[:1]).local.SMTP.Listen[0]
+	wait(ts, "greeting "+args[1]+" of "+args[0], func() error {
+		c, err := net.DialTimeout("tcp", address, patience)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		greeting := make([]byte, 3)
+		if _, err := io.ReadFull(c, greeting); err != nil || string(greeting) != args[1] {
+			return fmt.Errorf("%q, %v", greeting, err)
+		}
+		return nil
+	})
 }
 
 func eventually(ts *testscript.TestScript, _ bool, args []string) {

@@ -26,6 +26,8 @@ func statusCommand() *cli.Command {
 		Description: "Asks every node side by side, each for 2 s at most; a node that does not answer is a row with ERROR. STATE is A for a node in " +
 			"sync with the master and S for one that is behind, drifted, stale or joining; --long and --json have the word. Under the table " +
 			"stands what each node knows to be wrong, with the remedy; of a node in no cluster that alone. Exit code 3 when not every node is in sync.\n\n" +
+			"sync with the master and S for one that is behind, drifted, stale, joining or draining; --long and --json have the word. Under the table " +
+			"stands what each node knows to be wrong, with the remedy. Exit code 3 when not every node is in sync.\n\n" +
 			"A node whose rows were changed by hand shows as drifted within a minute, with --verify at once; `pmgcm sync` there puts them right.",
 		Flags: []cli.Flag{
 			jsonFlag(),
@@ -149,7 +151,7 @@ func printTable(w io.Writer, r cluster.Report) error {
 	}
 	first := true
 	for _, row := range r.Rows {
-		for _, p := range row.Problems {
+		for _, p := range append(drained(row), row.Problems...) {
 			if first {
 				b.WriteString("\n")
 				first = false
@@ -159,6 +161,18 @@ func printTable(w io.Writer, r cluster.Report) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// drained says that a node takes no mail, and how to change that. It is no problem: somebody wants it so.
+func drained(row cluster.Row) []cluster.Problem {
+	if row.Draining == nil || row.Error != "" {
+		return nil
+	}
+	return []cluster.Problem{{
+		What: fmt.Sprintf("draining since %s UTC by %s, %d sessions left", row.Draining.Since.UTC().Format(time.DateTime), row.Draining.By,
+			row.Draining.Sessions),
+		Remedy: fmt.Sprintf("`pmgcm undrain` there, or `pmgcm undrain %d` on the master", row.CID),
+	}}
 }
 
 func writeProblem(b *strings.Builder, prefix string, p cluster.Problem) {
@@ -174,6 +188,10 @@ func tableRow(r cluster.Row) string {
 	name := fmt.Sprintf("%s(%d)", r.Name, r.CID)
 	if r.Error != "" {
 		return fmt.Sprintf(format, name, host(r.Address), roleWord(r), "ERROR: "+oneLine(r.Error)+since(r), "-", "-", "-", "-")
+	}
+	if r.Draining != nil {
+		return fmt.Sprintf("%-20s %-15s %-6s S draining %6s %6s %5s%% %5s%%", name, host(r.Address), roleWord(r), uptime(r.UptimeSeconds),
+			figure("%.2f", r.Load1), figure("%.0f", r.MemoryPercent), figure("%.0f", r.DiskPercent))
 	}
 	state := "S"
 	if r.State == cluster.InSync {
@@ -239,7 +257,7 @@ func printLong(w io.Writer, r cluster.Report, colour bool) error {
 		for _, line := range longLines(row, r, colour) {
 			fmt.Fprintf(&b, "  %-12s %s\n", line[0], line[1])
 		}
-		for _, p := range row.Problems {
+		for _, p := range append(drained(row), row.Problems...) {
 			writeProblem(&b, "  wrong        ", p)
 		}
 	}
