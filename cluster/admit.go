@@ -111,16 +111,12 @@ func place(s *config.Snapshot, node config.Node) (cid config.CID, again bool, er
 			cid, again = m.CID, true
 			continue
 		}
-		switch {
-		case m.MachineID != "" && m.MachineID == node.MachineID:
+		if m.MachineID != "" && m.MachineID == node.MachineID {
 			return 0, false, fmt.Errorf("%w: %s, which must be deleted first", ErrGhost, label(m))
-		case strings.EqualFold(m.Name, node.Name):
-			return 0, false, fmt.Errorf("%w: %s", ErrNameTaken, label(m))
-		case m.Address == node.Address:
-			return 0, false, fmt.Errorf("%w: %s by %s", ErrAddressTaken, m.Address, label(m))
 		}
 	}
-	return cid, again, nil
+	node.CID = cid
+	return cid, again, taken(s.Nodes, node)
 }
 
 // notMaster says who is, as far as this node knows.

@@ -278,11 +278,32 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
 		})
 	}
+	out = append(out, n.otherName(st)...)
 	out = append(out, n.leaseProblem(st)...)
 	out = append(out, n.rolledBack(st)...)
 	out = append(out, n.refusedPushes(st)...)
 	if n.o.Problems != nil {
 		out = append(out, n.o.Problems()...)
+	}
+	return out
+}
+
+// otherName says that the cluster knows this node by another name or address than its own file.
+func (n *Node) otherName(st db.State) []Problem {
+	me, ok := memberOf(n.members(), st.CID)
+	if !ok || st.CID == 0 {
+		return nil
+	}
+	var out []Problem
+	for _, c := range []struct{ what, here, there, command string }{
+		{"name", n.o.Local.Name, me.Name, "rename"}, {"address", n.o.Local.Address, hostOf(me.Address), "set-address"},
+	} {
+		if c.here != c.there {
+			out = append(out, Problem{
+				fmt.Sprintf("this daemon has the %s %s from its node file, the cluster knows it by %s", c.what, c.here, c.there),
+				fmt.Sprintf("`pmgcm %s %s` here writes it to the file, `systemctl restart mailproxy` reads that", c.command, c.there),
+			})
+		}
 	}
 	return out
 }

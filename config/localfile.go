@@ -116,14 +116,20 @@ func (c *localChecker) add(key, format string, args ...any) {
 }
 
 func (c *localChecker) check(l *Local) {
-	l.Name = strings.ToLower(l.Name)
-	switch {
-	case l.Name == "":
+	if l.Name == "" {
 		c.add("name", "is missing: the node's host name, as EHLO shows it")
-	case !isLowerHost(l.Name, false) || isIP(l.Name):
-		c.add("name", "%q is not a host name", l.Name)
+	} else if name, err := NodeName(l.Name); err != nil {
+		c.add("name", "%v", err)
+	} else {
+		l.Name = name
 	}
-	c.address(l)
+	if l.Address == "" {
+		c.add("address", "is missing: the IP address or host name at which other nodes reach this one")
+	} else if address, err := NodeAddress(l.Address); err != nil {
+		c.add("address", "%v", err)
+	} else {
+		l.Address = address
+	}
 	if l.User != "" && !isUserName(l.User) {
 		c.add("user", "%q is not a user's name", l.User)
 	}
@@ -145,22 +151,28 @@ func (c *localChecker) check(l *Local) {
 	}
 }
 
-func (c *localChecker) address(l *Local) {
-	if l.Address == "" {
-		c.add("address", "is missing: the IP address or host name at which other nodes reach this one")
-		return
+// NodeName gives a node's name in lower case: a host name.
+func NodeName(s string) (string, error) {
+	name := strings.ToLower(s)
+	if !isLowerHost(name, false) || isIP(name) {
+		return "", fmt.Errorf("%q is not a host name", s)
 	}
-	if addr, err := netip.ParseAddr(l.Address); err == nil {
+	return name, nil
+}
+
+// NodeAddress gives where other nodes reach a node: an IP address or a host name, without a port.
+func NodeAddress(s string) (string, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
 		if addr.IsUnspecified() || addr.IsMulticast() || addr.Zone() != "" {
-			c.add("address", "%s is not an address at which other nodes can reach this one", l.Address)
+			return "", fmt.Errorf("%s is not an address at which other nodes can reach this one", s)
 		}
-		l.Address = addr.Unmap().String()
-		return
+		return addr.Unmap().String(), nil
 	}
-	l.Address = strings.ToLower(l.Address)
-	if !isLowerHost(l.Address, false) || looksNumeric(l.Address) {
-		c.add("address", "%q is neither an IP address nor a host name (it has no port: that is in [tunnel] listen)", l.Address)
+	name := strings.ToLower(s)
+	if !isLowerHost(name, false) || looksNumeric(name) {
+		return "", fmt.Errorf("%q is neither an IP address nor a host name (it has no port: that is in [tunnel] listen)", s)
 	}
+	return name, nil
 }
 
 // looksNumeric: 300.1.2.3 is no host name but an IP address that was mistyped (RFC 3696 §2: a top-level label is not numeric).

@@ -137,6 +137,7 @@ func (d *daemon) open() error {
 		Command:  d.runCommand,
 		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
 		Master:   d.node.Master,
+		Member:   d.node.ServeMember,
 		Gatherer: registry, Log: d.log,
 	})
 	return nil

@@ -41,7 +41,8 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			EnvVars: []string{"MAILPROXY_CONFIG"}}},
 		Commands: []*cli.Command{
 			statusCommand(), createCommand(), joinCommand(), joinCmdCommand(), syncCommand(), promoteCommand(), deleteCommand(),
-			checkCommand(), drainCommand(), undrainCommand(), journalCommand(), manpage.Command(),
+			checkCommand(), drainCommand(), undrainCommand(), renameCommand(), setAddressCommand(),
+			journalCommand(), manpage.Command(),
 		},
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
