@@ -105,7 +105,10 @@ func (o *Operator) order(ctx context.Context, method, socket, path string, body 
 		if answer == nil {
 			return nil
 		}
-		return json.NewDecoder(text).Decode(answer)
+		if err := json.NewDecoder(text).Decode(answer); err != nil { // cut off on its way
+			return fmt.Errorf("%w: %w", ErrPeerUnreachable, err)
+		}
+		return nil
 	}
 	said, _ := io.ReadAll(text) // what there is of it
 	var r refusal

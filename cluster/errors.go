@@ -34,6 +34,8 @@ var (
 	ErrDeleteSelf = errors.New("unable to delete master node")
 	// ErrUnwell: a node in no cluster has problems that keep it from making or entering one; beside ErrNoCluster.
 	ErrUnwell = errors.New("something is wrong with this node")
+	// ErrMasterLeaves: leave on the master.
+	ErrMasterLeaves = errors.New("the master cannot leave its cluster")
 	// ErrNotConfirmed: the operator did not say yes.
 	ErrNotConfirmed = errors.New("not confirmed, nothing changed")
 	// ErrNoDaemon: the local daemon does not answer, and without it no peer is in reach.

@@ -131,7 +131,15 @@ func (n *testNode) start() *testNode {
 		},
 		Services: map[string]tunnel.Handler{
 			tunnel.ServicePostgres: tunnel.ServePostgres(d.Backend),
-			tunnel.ServiceControl:  func(ctx context.Context, _ config.CID, c net.Conn) { serveOne(ctx, c, statusHandler(node)) },
+			tunnel.ServiceControl: func(ctx context.Context, from config.CID, c net.Conn) {
+				serveOne(ctx, c, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.Method == http.MethodPost {
+						node.ServeMember(from, w, r)
+						return
+					}
+					statusHandler(node).ServeHTTP(w, r)
+				}))
+			},
 		},
 	})
 	if err := tun.Listen(); err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -277,6 +279,9 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 			fmt.Sprintf("no configuration is taken here: epoch %v was promised and has not begun", st.Promised),
 			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
 		})
+	}
+	if _, err := os.Stat(filepath.Join(n.o.Local.StateDir, leaveFile)); err == nil && n.o.Local.StateDir != "" {
+		out = append(out, Problem{"a leave was begun here and is not finished", "`pmgcm leave` here again"})
 	}
 	out = append(out, n.otherName(st)...)
 	out = append(out, n.leaseProblem(st)...)

@@ -16,7 +16,8 @@ import (
 // make it another. A member can thus change its own name and address, and nobody else's.
 func (n *Node) ServeMember(from config.CID, w http.ResponseWriter, r *http.Request) {
 	do, ok := map[string]func(context.Context, config.CID, *http.Request) (any, error){
-		"/member/node": n.serveChange,
+		"/member/node":  n.serveChange,
+		"/member/leave": n.serveLeave,
 	}[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)
@@ -60,6 +61,30 @@ func (n *Node) serveChange(ctx context.Context, from config.CID, r *http.Request
 	if err != nil {
 		return nil, err
 	}
+	n.Changed()
+	return pos, nil
+}
+
+// serveLeave lets a member go: it is revoked, as by `pmgcm delete`, since its word is the same as the operator's. The tunnel to it is cut
+// as soon as this is in force, perhaps before it has the answer.
+func (n *Node) serveLeave(ctx context.Context, from config.CID, r *http.Request) (any, error) {
+	var c nodeChange
+	if err := json.NewDecoder(r.Body).Decode(&c); err != nil || len(c.Who) > maxAuthor {
+		return nil, fmt.Errorf("%w: unreadable", ErrBadRequest)
+	}
+	st, err := n.ownState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !st.IsMaster() {
+		return nil, n.notMaster(st)
+	}
+	author := db.Author{Who: clean(c.Who), Command: "pmgcm leave", Node: from}
+	pos, err := n.o.DB.Commit(ctx, author, func(ctx context.Context, tx *db.Tx) error { return tx.Revoke(ctx, from) }, nil)
+	if err != nil {
+		return nil, err
+	}
+	n.o.Log.Info().Int("node", int(from)).Str("who", author.Who).Int64("serial", pos.Serial).Msg("node.left")
 	n.Changed()
 	return pos, nil
 }

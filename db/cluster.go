@@ -64,6 +64,19 @@ func (d *DB) Enter(ctx context.Context, p EnterParams) error {
 	return nil
 }
 
+// Leave makes this node a single one with all of its configuration, where it is in the cluster of that id. The same again changes
+// nothing; ErrExists where it is in another one.
+func (d *DB) Leave(ctx context.Context, clusterID string) error {
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SELECT node.leave($1)", clusterID)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("leave cluster: %w", err)
+	}
+	return nil
+}
+
 // Promise makes this node refuse every epoch below e, durably. The same again is no error; ErrStale where it has
 // promised a higher one.
 func (d *DB) Promise(ctx context.Context, e config.Epoch) (State, error) {

@@ -42,6 +42,7 @@ const (
 //     a little later; what does not is refused, the old one stays in force, and problem says so.
 type configuration struct {
 	file   string
+	keyDir string
 	db     *db.DB
 	tunnel *tunnel.Tunnel
 	node   *cluster.Node
@@ -264,10 +265,16 @@ func (c *configuration) reread(ctx context.Context) {
 // errEmptied is a database that was made anew on a member: by its empty configuration all mail would be refused for good.
 var errEmptied = errors.New("the database is of no cluster, and this node was in one")
 
+// left says whether this node has left its cluster by its operator's wish, which takes the identity away before the rows.
+func (c *configuration) left() bool {
+	_, err := tunnel.LoadIdentity(c.keyDir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // emptied says whether the snapshot is of such a database; then what there was stays in force, until the node has joined again.
 func (c *configuration) emptied(s *config.Snapshot) bool {
 	was := c.loaded.Load()
-	empty := was != nil && was.ClusterID != "" && s.ClusterID == ""
+	empty := was != nil && was.ClusterID != "" && s.ClusterID == "" && !c.left()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch known := errors.Is(c.refused, errEmptied); {

@@ -81,7 +81,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Draining: func() *cluster.Draining { return d.drain.status() },
 		Log:      log,
 	})
-	d.config.tunnel, d.config.node = d.tunnel, d.node
+	d.config.tunnel, d.config.node, d.config.keyDir = d.tunnel, d.node, local.KeyDir()
 	return d, nil
 }
 

@@ -41,7 +41,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			EnvVars: []string{"MAILPROXY_CONFIG"}}},
 		Commands: []*cli.Command{
 			statusCommand(), createCommand(), joinCommand(), joinCmdCommand(), syncCommand(), promoteCommand(), deleteCommand(),
-			checkCommand(), drainCommand(), undrainCommand(), renameCommand(), setAddressCommand(),
+			checkCommand(), drainCommand(), undrainCommand(), renameCommand(), setAddressCommand(), leaveCommand(),
 			journalCommand(), manpage.Command(),
 		},
 		EnableBashCompletion: true,

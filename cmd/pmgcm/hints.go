@@ -29,6 +29,7 @@ var hints = []struct {
 	{cluster.ErrJoining, `run the same "pmgcm join" again and wait for "joined"; after a restore, "pmgcm status" says what is to be done`},
 	{cluster.ErrNoSuchNode, `"pmgcm status" shows the nodes and their CIDs`},
 	{cluster.ErrDeleteSelf, `run "pmgcm promote" on the node that shall be master, then "pmgcm delete" there`},
+	{cluster.ErrMasterLeaves, `run "pmgcm promote" on the node that shall be master, then "pmgcm leave" here`},
 	{cluster.ErrNotConfirmed, `answer yes, or give --yes`},
 	{cluster.ErrNotMember, `"pmgcm status" shows the members' addresses; "pmgcm join" enters another cluster`},
 	{cluster.ErrHostNotMaster, `"pmgcm status" there shows the master`},

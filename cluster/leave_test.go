@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"mailproxy/tunnel"
+)
+
+// left says what a node that has left must be.
+func left(t *testing.T, n *testNode, domain string) {
+	t.Helper()
+	if st := n.state(); st.CID != 0 || st.ClusterID != "" || !st.IsMaster() {
+		t.Errorf("state %+v, want a single node's", st)
+	}
+	if _, err := tunnel.LoadIdentity(n.local.KeyDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("identity: %v, want none", err)
+	}
+	if _, err := os.Stat(n.operator().leavePath()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the note: %v, want none", err)
+	}
+	s, err := n.db.Load(t.Context())
+	if err != nil || len(s.Nodes)+len(s.CAs)+len(s.Revoked) != 0 || !n.hasDomain(domain) {
+		t.Errorf("%+v, %v: want the configuration without the cluster", s, err)
+	}
+	if _, _, err := n.db.Verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+	n.mustPutDomain("own-" + domain)
+}
+
+func TestALeaveThatWasKilledGoesOn(t *testing.T) {
+	nodes := newCluster(t, 2)
+	master, slave := nodes[0], nodes[1]
+	master.mustPutDomain("example.test")
+	inSync(t, nodes...)
+	o, st := slave.operator(), slave.state()
+
+	// Killed behind the note: status names it.
+	if _, err := o.beginLeave(t.Context(), st, nil); err != nil {
+		t.Fatal(err)
+	}
+	p := row(t, slave.status(StatusParams{}), 2).Problems
+	if len(p) != 1 || !strings.Contains(p[0].What, "a leave was begun") || !strings.Contains(p[0].Remedy, "pmgcm leave") {
+		t.Errorf("problems: %+v", p)
+	}
+	// Killed behind the master's word, which may have come or not.
+	if err := o.sayGoodbye(t.Context(), st); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.sayGoodbye(t.Context(), st); err != nil {
+		t.Fatalf("a second time: %v", err)
+	}
+	// Killed when the identity was gone, and the row not.
+	if err := tunnel.RemoveIdentity(slave.local.KeyDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Leave(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	left(t, slave, "example.test")
+	eventually(t, "the master is alone", func() bool { return len(master.status(StatusParams{}).Rows) == 1 })
+	if err := o.Leave(t.Context(), nil); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// A note that the last step did not remove says nothing about the next cluster.
+func TestANoteOfAnEarlierClusterDoesNotCount(t *testing.T) {
+	nodes := newCluster(t, 2)
+	slave := nodes[1]
+	if err := os.WriteFile(slave.operator().leavePath(), []byte(`{"cluster_id":"another"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asked := false
+	if err := slave.operator().Leave(t.Context(), func() bool { asked = true; return false }); !errors.Is(err, ErrNotConfirmed) || !asked {
+		t.Errorf("%v, asked %v; want a leave from the start", err, asked)
+	}
+	if _, err := tunnel.LoadIdentity(slave.local.KeyDir()); err != nil {
+		t.Errorf("identity: %v", err)
+	}
+	if err := nodes[0].operator().Leave(t.Context(), nil); !errors.Is(err, ErrMasterLeaves) {
+		t.Errorf("the master: %v", err)
+	}
+}
