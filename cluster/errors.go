@@ -60,6 +60,10 @@ var (
 	ErrEntryClosed = errors.New("this journal entry was dealt with already")
 	// ErrRefused: the master does not take a change; its words follow.
 	ErrRefused = errors.New("refused by the master")
+	// ErrCAInUse: ca retire of one that nodes still need.
+	ErrCAInUse = errors.New("the CA is in use")
+	// ErrNoSuchCA: no CA has that fingerprint.
+	ErrNoSuchCA = errors.New("no such CA")
 	// ErrNoSuchEntry: the journal has no entry of that number.
 	ErrNoSuchEntry = errors.New("no such journal entry")
 

@@ -34,7 +34,7 @@ const patience = 30 * time.Second
 func quick() Timing {
 	return Timing{
 		Poll: 100 * time.Millisecond, Probe: 200 * time.Millisecond, Confirm: 500 * time.Millisecond, Retry: 500 * time.Millisecond,
-		Drift: 300 * time.Millisecond, Lease: 200 * time.Millisecond, Grace: patience,
+		Drift: 300 * time.Millisecond, Lease: 200 * time.Millisecond, Renew: 200 * time.Millisecond, Grace: patience,
 	}
 }
 

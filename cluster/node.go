@@ -54,6 +54,8 @@ type Timing struct {
 	Drift time.Duration
 	// Lease is how often a master renews its lease: 2 s.
 	Lease time.Duration
+	// Renew is how often the certificate is looked at: 1 minute.
+	Renew time.Duration
 	// Grace is how long a promise that nobody makes good is waited for before a refused master runs the round: 10 s.
 	Grace time.Duration
 }
@@ -64,7 +66,7 @@ func (t Timing) withDefaults() Timing {
 		value time.Duration
 	}{
 		{&t.Poll, time.Second}, {&t.Probe, 3 * time.Second}, {&t.Confirm, 10 * time.Second},
-		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Grace, 10 * time.Second},
+		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Renew, time.Minute}, {&t.Grace, 10 * time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -104,6 +106,8 @@ type Node struct {
 	kicks map[config.CID]*kicks
 	// drift is set while the rows are known to differ from the kept digest.
 	drift *drift
+	// renewErr is why the certificate, which is due, was not renewed.
+	renewErr error
 	// noLease is set while this master does not hold its lease.
 	noLease bool
 	// pushErrs is why the last push to a slave failed.
@@ -160,7 +164,7 @@ func New(o Options) *Node {
 // Run does the node's work until ctx ends, and returns when all of it has ended.
 func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range []func(context.Context) error{n.roles, n.probers, n.watchTunnel, n.watchPromises, n.checkDrift} {
+	for _, f := range []func(context.Context) error{n.roles, n.probers, n.watchTunnel, n.watchPromises, n.checkDrift, n.renewCertificate} {
 		g.Go(func() error { return f(ctx) })
 	}
 	if err := g.Wait(); ctx.Err() == nil {

@@ -16,8 +16,9 @@ import (
 // make it another. A member can thus change its own name and address, and nobody else's.
 func (n *Node) ServeMember(from config.CID, w http.ResponseWriter, r *http.Request) {
 	do, ok := map[string]func(context.Context, config.CID, *http.Request) (any, error){
-		"/member/node":  n.serveChange,
-		"/member/leave": n.serveLeave,
+		"/member/node":        n.serveChange,
+		"/member/leave":       n.serveLeave,
+		"/member/certificate": n.serveCertificate,
 	}[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)

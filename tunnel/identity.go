@@ -150,7 +150,7 @@ func ForgetKeys(dir string) error {
 		return err
 	}
 	defer d.close()
-	return d.remove(nodeKeyFile, caKeyFile)
+	return d.remove(nodeKeyFile, caKeyFile, nextCAFile)
 }
 
 // remove removes files durably; those that are not there are none.

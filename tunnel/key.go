@@ -19,6 +19,7 @@ import (
 const (
 	nodeKeyFile  = "node.key"
 	caKeyFile    = "ca.key"
+	nextCAFile   = "ca.key.next" // a CA that does not sign yet
 	hostCertFile = "host-cert.pub"
 	userCertFile = "user-cert.pub"
 	identityFile = "identity.json"
@@ -139,8 +140,13 @@ type CA struct {
 }
 
 // LoadOrMakeCA reads ca.key in dir, or makes it.
-func LoadOrMakeCA(dir string) (*CA, error) {
-	private, made, err := loadOrMake(dir, caKeyFile)
+func LoadOrMakeCA(dir string) (*CA, error) { return loadOrMakeCA(dir, caKeyFile) }
+
+// LoadOrMakeNextCA reads or makes the key of the CA that shall sign next. It signs nothing before PromoteCA.
+func LoadOrMakeNextCA(dir string) (*CA, error) { return loadOrMakeCA(dir, nextCAFile) }
+
+func loadOrMakeCA(dir, name string) (*CA, error) {
+	private, made, err := loadOrMake(dir, name)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +155,19 @@ func LoadOrMakeCA(dir string) (*CA, error) {
 		return nil, err
 	}
 	return &CA{signer: signer, made: made, now: time.Now}, nil
+}
+
+// PromoteCA makes the next CA the one that signs. The key that it takes the place of is gone. Again it does nothing.
+func PromoteCA(dir string) error {
+	d, err := openKeyDir(dir)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.root.Rename(nextCAFile, caKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.sync()
 }
 
 // LoadCA reads ca.key in dir; fs.ErrNotExist where this node has made none.

@@ -42,6 +42,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			statusCommand(), createCommand(), joinCommand(), joinCmdCommand(), syncCommand(), promoteCommand(), deleteCommand(),
 			checkCommand(), drainCommand(), undrainCommand(), renameCommand(), setAddressCommand(), leaveCommand(),
+			caCommand(), updateFingerprintsCommand(),
 			journalCommand(), manpage.Command(),
 		},
 		EnableBashCompletion: true,

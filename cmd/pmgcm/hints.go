@@ -41,6 +41,8 @@ var hints = []struct {
 	{cluster.ErrMasterAnswers, `"pmgcm sync --pull" without a CID`},
 	{cluster.ErrEntryClosed, `"pmgcm journal list --all" shows how`},
 	{cluster.ErrRefused, `"pmgcm journal diff N" shows what it would change today`},
+	{cluster.ErrCAInUse, `"pmgcm ca add" first; nodes in reach renew within a minute ("pmgcm ca show"); --force cuts off the others, which must then be deleted and join again`},
+	{cluster.ErrNoSuchCA, `"pmgcm ca show" shows the fingerprints`},
 	{cluster.ErrNoSuchEntry, `"pmgcm journal list" shows what there is`},
 	{cluster.ErrTargetNotMaster, `give the master's address; "pmgcm status" on any member shows it, "pmgcm join-cmd" on it prints the command`},
 	{cluster.ErrTokenUnknown, `run "pmgcm join-cmd" on the master and paste the line that it prints`},
