@@ -138,6 +138,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.Peers = n.peerStatus()
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
+	s.Problems = append(s.Problems, n.ghosts()...)
 	s.Problems = append(s.Problems, n.certificateProblem()...)
 	s.Problems = append(s.Problems, fallbacks(s.Peers)...)
 	s.Problems = append(s.Problems, n.restored(ctx, st)...)

@@ -6,8 +6,14 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// clockReply answers a keep-alive: the answering node's clock.
-type clockReply struct{ UnixNano uint64 }
+// clockReply answers a keep-alive: the answering node's clock, and where it refused another daemon of the asking node's identity.
+type clockReply struct {
+	UnixNano uint64
+	Ghost    string
+}
+
+// maxGhostBytes bounds an address that a peer tells.
+const maxGhostBytes = 64
 
 // A Clock is how far a peer's clock is from this node's, as last measured.
 type Clock struct {
@@ -39,19 +45,21 @@ func (s *session) askAlive() error {
 		return err
 	}
 	if c, ok := readClock(payload, asked, time.Since(start)); ok {
+		var told clockReply
+		_ = ssh.Unmarshal(payload, &told) // readClock has
 		s.t.mu.Lock()
-		s.peer.clock = c
+		s.peer.clock, s.peer.twinAt = c, cleaned(told.Ghost, maxGhostBytes)
 		s.t.mu.Unlock()
 	}
 	return nil
 }
 
 // answer takes global requests: only keep-alives are granted.
-func answer(requests <-chan *ssh.Request, now func() time.Time) {
+func answer(requests <-chan *ssh.Request, now func() time.Time, ghost func() string) {
 	for r := range requests {
 		var payload []byte
 		if r.Type == keepAlive {
-			payload = ssh.Marshal(clockReply{uint64(now().UnixNano())})
+			payload = ssh.Marshal(clockReply{uint64(now().UnixNano()), ghost()})
 		}
 		r.Reply(r.Type == keepAlive, payload) //nolint:errcheck // the connection is gone, the loop ends
 	}

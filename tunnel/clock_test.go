@@ -9,7 +9,7 @@ import (
 
 func TestClockIsReadHalfWay(t *testing.T) {
 	asked := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	reply := ssh.Marshal(clockReply{uint64(asked.Add(10 * time.Second).UnixNano())})
+	reply := ssh.Marshal(clockReply{uint64(asked.Add(10 * time.Second).UnixNano()), ""})
 	c, ok := readClock(reply, asked, 200*time.Millisecond)
 	if !ok || c.Ahead != 9900*time.Millisecond || c.Within != 100*time.Millisecond {
 		t.Errorf("clock %+v, %v", c, ok)

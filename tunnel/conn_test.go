@@ -66,8 +66,8 @@ func newSSHPair(t testing.TB) *sshPair {
 		t.Fatal(err)
 	}
 	p.client = c
-	p.own.spawn(func() { answer(requests, time.Now) })
-	p.own.spawn(func() { answer(serverRequests, time.Now) })
+	p.own.spawn(func() { answer(requests, time.Now, func() string { return "" }) })
+	p.own.spawn(func() { answer(serverRequests, time.Now, func() string { return "" }) })
 	p.own.spawn(func() { refuseChannels(channels) })
 	t.Cleanup(func() {
 		p.client.Close()

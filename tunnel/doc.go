@@ -13,6 +13,7 @@
 //  4. Dial opens a channel that names a service; at the other end the gate looks the service up and hands the channel to its
 //     Handler. OpenSSH's "ssh -L SOCKET:/SERVICE" with a member's certificate does the same. Nothing else is served: no shell, no
 //     exec, no other forwarding, no global request but the keep-alive.
+//     Of two live daemons of one identity (a cloned machine) the first stays, the other is refused, and all three know (ghost.go).
 //  5. Each peer's services are also Unix sockets under the run directory.
 //  6. Join, by TCP alone, is the one exchange with a stranger: JSON over a connection whose host key was pinned or confirmed before.
 //

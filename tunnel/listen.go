@@ -89,6 +89,7 @@ func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string, carried c
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	err = t.start(&session{
 		cid: by.cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: by.key, dialler: by.cid, carried: carried, use: useOf(c.ClientVersion()), ssh: c, wire: w,
+		instance: instanceOf(c.ClientVersion()),
 	}, channels, requests)
 	if err != nil {
 		t.refused(raw.RemoteAddr(), by.cid, err.Error())
@@ -99,7 +100,7 @@ func (t *Tunnel) greet(ctx context.Context, raw net.Conn, host string, carried c
 // member comes that the address inside belongs to.
 func (t *Tunnel) serverConfig(tr *trust, carried config.TunnelKind) *ssh.ServerConfig {
 	c := &ssh.ServerConfig{
-		Config: algorithms(), ServerVersion: version, MaxAuthTries: maxAuthTries,
+		Config: algorithms(), ServerVersion: t.announced(useAll), MaxAuthTries: maxAuthTries,
 		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519},
 		PublicKeyCallback: func(conn ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			by, err := t.authenticate(tr, conn.User(), key)
@@ -111,6 +112,9 @@ func (t *Tunnel) serverConfig(tr *trust, carried config.TunnelKind) *ssh.ServerC
 			}
 			return &ssh.Permissions{ExtraData: map[any]any{admitted{}: by}}, nil
 		},
+	}
+	c.VerifiedPublicKeyCallback = func(conn ssh.ConnMetadata, _ ssh.PublicKey, p *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+		return p, t.refuseGhost(conn, p.ExtraData[admitted{}].(who))
 	}
 	c.AddHostKey(tr.key.signer)
 	if tr.host != nil {
@@ -145,7 +149,7 @@ func refusal(err error) string {
 	}
 	for _, e := range auth.Errors {
 		for _, ours := range []error{
-			errNoCertificate, errCertKind, errAuthority, errCluster, errPrincipal, errRevoked, errNotMember, errOtherKey, errNotValid,
+			errNoCertificate, errCertKind, errAuthority, errCluster, errPrincipal, errRevoked, errNotMember, errOtherKey, errNotValid, errGhost,
 		} {
 			if errors.Is(e, ours) {
 				return ours.Error()

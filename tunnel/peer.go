@@ -51,7 +51,9 @@ type peer struct {
 	heard    time.Time // of sessions that ended
 	lasted   time.Duration
 	clock    Clock
-	err      error // of the last attempt or session
+	sighted  sighting // of another daemon of this peer's identity
+	twinAt   string   // where the peer refused another daemon of ours, as it last said
+	err      error    // of the last attempt or session
 }
 
 // PeerState says how it stands with one peer.
@@ -72,6 +74,12 @@ type PeerState struct {
 	Fallback string `json:"fallback,omitempty"`
 	// NotLetIn says that the peer answers and does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
+	// Ghost is where another live daemon of that peer's identity was refused a moment ago; empty for none.
+	Ghost string `json:"ghost,omitempty"`
+	// TwinRefused says that the peer refuses this daemon, since another one of this node's identity is connected there; TwinAt is where
+	// another one is, which the peer refused for this one's sake.
+	TwinRefused bool   `json:"twin_refused,omitempty"`
+	TwinAt      string `json:"twin_at,omitempty"`
 	// Clock is the peer's beside ours.
 	Clock Clock `json:"-"`
 }
@@ -148,6 +156,7 @@ func (t *Tunnel) Peers() []PeerState {
 		st := PeerState{CID: p.cid, Since: p.since, LastSeen: p.heard, Clock: p.clock}
 		if s := p.bestLocked(); s != nil {
 			st.Connected, st.Dialler, st.Transport = true, s.dialler, s.carried
+			st.Ghost, st.TwinAt = t.ghostLocked(p), p.twinAt
 			if s.carried != p.want {
 				st.Fallback = fmt.Sprintf("not %s yet", p.want)
 				if p.unlike != nil {
@@ -156,6 +165,7 @@ func (t *Tunnel) Peers() []PeerState {
 			}
 		} else if p.err != nil {
 			st.Err, st.NotLetIn = p.err.Error(), errors.Is(p.err, errNotLetIn)
+			st.TwinRefused = errors.Is(p.err, errTwin)
 		}
 		for _, s := range p.sessions {
 			if why := s.reason(); why != nil && !st.Connected && s.use == useAll {
@@ -186,6 +196,10 @@ func (t *Tunnel) add(s *session) error {
 		return err
 	}
 	p := t.peers[s.cid]
+	if t.otherLocked(p, s.instance) {
+		p.sighted = sighting{addressOf(s.wire.RemoteAddr()), time.Now()}
+		return errGhost
+	}
 	s.peer = p
 	if s.use == useAll {
 		if p.mainLocked() == 0 {
@@ -420,10 +434,12 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	defer stop()
 	raw.SetDeadline(time.Now().Add(t.timing.handshake)) //nolint:errcheck // a closed conn fails in the handshake
 	var key string
+	twin := false
 	client := &ssh.ClientConfig{
-		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: use.version(),
+		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: t.announced(use),
 		Auth:              []ssh.AuthMethod{ssh.PublicKeys(tr.user)},
 		HostKeyAlgorithms: []string{ssh.CertAlgoED25519v01},
+		BannerCallback:    func(text string) error { twin = text == ghostNotice; return nil },
 		HostKeyCallback: func(_ string, _ net.Addr, presented ssh.PublicKey) error {
 			if err := tr.check(presented, ssh.HostCert, cid); err != nil {
 				return fmt.Errorf("%w: %w", errPeerNotTrusted, err)
@@ -433,18 +449,23 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 		},
 	}
 	c, channels, requests, err := ssh.NewClientConn(w, address, client)
+	if err != nil && twin && key != "" {
+		return errTwin
+	}
 	if err != nil {
 		return handshakeError(err, key != "")
 	}
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	return t.start(&session{
 		cid: cid, self: tr.id.CID, cluster: tr.id.ClusterID, key: key, dialler: tr.id.CID, carried: by, use: use, ssh: c, wire: w,
+		instance: instanceOf(c.ServerVersion()),
 	}, channels, requests)
 }
 
 var (
 	errNoAddress      = errors.New("its address is not known, and it has not connected")
 	errPeerNotTrusted = errors.New("node at that address is not trusted")
+	errTwin           = errors.New("another live daemon has this node's identity and is connected there")
 	errNotLetIn       = errors.New("node does not let this one in")
 )
 

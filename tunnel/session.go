@@ -53,12 +53,14 @@ type session struct {
 	dialler config.CID
 	carried config.TunnelKind
 	use     use
-	ssh     ssh.Conn
-	wire    *wire
-	since   time.Time
-	ctx     context.Context
-	cancel  context.CancelFunc
-	owned   owned
+	// instance tells the peer's daemon from another one of the same identity; empty: it does not say.
+	instance string
+	ssh      ssh.Conn
+	wire     *wire
+	since    time.Time
+	ctx      context.Context
+	cancel   context.CancelFunc
+	owned    owned
 
 	leaving bool // it is closed soon, whatever is open; guarded by Tunnel.mu
 
@@ -71,7 +73,7 @@ type session struct {
 // run serves the session until its connection ends, and returns when all that it started has ended.
 func (s *session) run(channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) {
 	s.owned.spawn(func() { s.accept(channels) })
-	s.owned.spawn(func() { answer(requests, s.t.o.Now) })
+	s.owned.spawn(func() { answer(requests, s.t.o.Now, s.ghost) })
 	s.owned.spawn(s.watch)
 	stop := context.AfterFunc(s.ctx, func() { s.close(errStopped) })
 	err := s.ssh.Wait()

@@ -47,6 +47,7 @@ type Options struct {
 type Tunnel struct {
 	o        Options
 	timing   timing
+	instance string // of this daemon, see ghost.go
 	repeats  *repeats
 	joins    *buckets // join attempts by address
 	joining  *slots   // join exchanges under way
@@ -77,7 +78,7 @@ func New(o Options) *Tunnel {
 		o.Now = time.Now
 	}
 	t := &Tunnel{
-		o: o, dirty: make(chan struct{}, 1), ctx: context.Background(), peers: map[config.CID]*peer{},
+		o: o, instance: newInstance(), dirty: make(chan struct{}, 1), ctx: context.Background(), peers: map[config.CID]*peer{},
 		left: map[config.CID]<-chan struct{}{}, socketErr: map[config.CID]error{}, trust: &trust{now: o.Now},
 		joining:  &slots{all: maxJoins, each: maxJoins},
 		stranger: &slots{all: maxStrangers, each: maxStrangersPerHost},

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,7 +37,7 @@ const (
 
 // useOf reads what a client announced.
 func useOf(clientVersion []byte) use {
-	switch string(clientVersion) {
+	switch strings.TrimSuffix(string(clientVersion), " "+instanceOf(clientVersion)) {
 	case version:
 		return useAll
 	case bulkVersion:
