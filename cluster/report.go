@@ -98,6 +98,8 @@ func alone(self NodeStatus) (Report, error) {
 		err = fmt.Errorf("%w: %w", err, ErrUnwell)
 	}
 	return Report{At: time.Now().UTC(), Rows: []Row{{NodeStatus: self, State: self.State}}}, err
+}
+
 // waitPoll is the pause between two looks at a cluster that is waited for.
 const waitPoll = 250 * time.Millisecond
 
@@ -185,7 +187,7 @@ func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
 		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
 		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
 		Problems: []Problem{{"the daemon is not running", "systemctl start mailproxy"}},
-		FQDN: fqdn(), RebootRequired: rebootRequired(), Zone: zoneText(time.Now()),
+		FQDN:     fqdn(), RebootRequired: rebootRequired(), Zone: zoneText(time.Now()),
 	}
 	var members []config.Node
 	if st, err := o.state(ctx); err == nil {

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"errors"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -81,6 +81,8 @@ func printAlone(c *cli.Context, r cluster.Report) error {
 	}
 	_, err := io.WriteString(c.App.Writer, b.String())
 	return err
+}
+
 // Bounds of waiting and watching.
 const (
 	waitTimeout = time.Minute
