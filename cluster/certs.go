@@ -18,7 +18,7 @@ import (
 const renewLeft = certValidity / 3
 
 // renewCertificate keeps this node's certificates good: when two thirds of their life are over, or the master has another CA than the one
-// that signed them, they are signed again: by the master, for itself and for whoever asks it over the tunnel. A node that cannot reach it
+// that signed them and all nodes know it, they are signed again: by the master, for itself and for whoever asks it over the tunnel. A node that cannot reach it
 // has years to try again, and mail does not ask for certificates of the cluster at all.
 func (n *Node) renewCertificate(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -49,7 +49,21 @@ func (n *Node) renewalDue() bool {
 		return true
 	}
 	ca, ok := signer(s.CAs, n.Master())
-	return ok && ca.Fingerprint != own.CA
+	return ok && ca.Fingerprint != own.CA && n.allInSync()
+}
+
+// allInSync says whether every other member is in reach and where this node is. Only then do all of them trust a new CA: one that was
+// away when it was added would let in nobody who shows it, the master who must push it to that member least of all.
+func (n *Node) allInSync() bool {
+	peers := n.peers()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range peers {
+		if v := n.views[p.CID]; v == nil || !v.answered || v.err != nil || v.state.Position != n.state.Position {
+			return false
+		}
+	}
+	return true
 }
 
 // signer is the CA that a master signs with: the newest that it made.
