@@ -94,6 +94,8 @@ type Node struct {
 	wake chan struct{}
 	// heard asks a master to look at its lease: a peer has answered again. Capacity 1.
 	heard chan struct{}
+	// forgotten is when copies of trimmed commits were last dropped; the role loop's alone.
+	forgotten forgotten
 
 	mu sync.Mutex // guards the rest
 	// state is the last that was read, stateErr why the last reading failed, stateAt when it last succeeded.
@@ -296,6 +298,7 @@ func (n *Node) hold(ctx context.Context, st db.State) {
 	defer func() { end(); <-done }()
 	for ctx.Err() == nil {
 		n.ensurePeerRoles(ctx)
+		n.forgetTrimmed(ctx)
 		n.pause(ctx, n.o.Timing.Poll, n.wake)
 		if now, err := n.refresh(ctx); err == nil && reignOf(now) != reignOf(st) {
 			return

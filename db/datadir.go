@@ -219,16 +219,13 @@ func (i *Instance) credential() (*syscall.SysProcAttr, error) {
 // directory has changed or was cleared, is of no use and is stopped.
 func (i *Instance) adopt() (*postmaster, error) {
 	b, err := os.ReadFile(filepath.Join(i.o.DataDir, "postmaster.pid"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("adopt PostgreSQL: %w", err)
 	}
 	first, _, _ := strings.Cut(string(b), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
 	if err != nil || !i.isPostmaster(pid) {
-		return nil, nil // left by one that died; the next start cleans it up
+		return nil, i.removeLocks()
 	}
 	p, err := os.FindProcess(pid)
 	if err != nil {
@@ -250,6 +247,18 @@ func (i *Instance) adopt() (*postmaster, error) {
 		return nil, s.stop()
 	}
 	return s, nil
+}
+
+// removeLocks removes the lock files of a server that died. A new one would do that itself, but not where their process ID is another
+// process's of its user by now, or a thread's: then it would never start. Nobody else starts a server here, since we hold the node's
+// lock; and processes that a server left behind keep the next one from starting by its shared memory.
+func (i *Instance) removeLocks() error {
+	for _, file := range []string{filepath.Join(i.o.DataDir, "postmaster.pid"), filepath.Join(i.o.SocketDir, ".s.PGSQL.5432.lock")} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove what a PostgreSQL that died has left: %w", err)
+		}
+	}
+	return nil
 }
 
 // isPostmaster says whether a process is alive and a server of this data directory, in which it stands.

@@ -23,6 +23,9 @@ import (
 // supervisorEnv makes this test binary a supervisor of the instance in that directory, to be killed.
 const supervisorEnv = "DB_TEST_SUPERVISOR"
 
+// idleEnv makes it a process that waits for the end of its input.
+const idleEnv = "DB_TEST_IDLE"
+
 func supervise(dir string) int {
 	i := db.NewInstance(instanceOptions(dir))
 	err := i.Run(context.Background(), func(string) { fmt.Println("ready") })
@@ -236,20 +239,75 @@ func TestAServerOutlivesItsSupervisorAndIsAdopted(t *testing.T) {
 	}
 }
 
-func TestAPIDFileOfAnotherProcessIsNotAdopted(t *testing.T) {
+// idle starts a process of the server's user, with threads, and gives its process ID and that of one of its other threads.
+func idle(t testing.TB, dir string) (pid, thread int) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe") // by its own path the binary may be out of that user's reach
+	cmd.Env = append(os.Environ(), idleEnv+"=1")
+	var err error
+	if cmd.SysProcAttr, err = pgtest.Unprivileged(dir); err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	pid = cmd.Process.Pid
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
+		tasks, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range tasks {
+			if thread, _ = strconv.Atoi(e.Name()); thread != pid {
+				return pid, thread
+			}
+		}
+	}
+	t.Fatal("a process of one thread")
+	return 0, 0
+}
+
+// A server that was killed leaves its process ID in two files, and by the next start that is somebody else's.
+func TestAPIDFileOfAnotherProcessIsNotAdoptedAndKeepsNothingDown(t *testing.T) {
 	t.Parallel()
 	dir := place(t)
-	r := run(t, instanceOptions(dir))
-	r.wait(t)
-	r.stop()
-	file := filepath.Join(dir, "pg", "postmaster.pid")
-	if err := os.WriteFile(file, []byte(strconv.Itoa(os.Getppid())+"\n"+filepath.Join(dir, "pg")+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	pid, thread := idle(t, dir)
+	for _, c := range []struct{ name, pidFile, socketLock string }{
+		{"another process of the same user", strconv.Itoa(pid), ""},
+		{"a thread", strconv.Itoa(thread), ""},
+		{"the socket's lock names another process", "", strconv.Itoa(pid)},
+		{"our own", strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getpid())},
+		{"a file that was never written out", "\x00\x00\x00", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := run(t, instanceOptions(dir))
+			r.wait(t)
+			r.stop()
+			data := filepath.Join(dir, "pg")
+			for file, first := range map[string]string{filepath.Join(data, "postmaster.pid"): c.pidFile,
+				filepath.Join(dir, "run", ".s.PGSQL.5432.lock"): c.socketLock} {
+				if first == "" {
+					continue
+				}
+				if err := os.WriteFile(file, []byte(first+"\n"+data+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := pgtest.Unprivileged(file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			run(t, instanceOptions(dir)).wait(t)
+		})
 	}
-	if attr, err := pgtest.Unprivileged(file); err != nil || attr == nil {
-		t.Fatal(err)
-	}
-	run(t, instanceOptions(dir)).wait(t)
 }
 
 // A server that runs, but on a socket that is gone, is no use: it is started anew.

@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(supervisorEnv); dir != "" {
 		os.Exit(supervise(dir))
 	}
+	if os.Getenv(idleEnv) != "" {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
 	os.Exit(pgtest.Main(m))
 }
 
