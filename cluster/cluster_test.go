@@ -150,6 +150,53 @@ func TestRowsChangedByHandShowAsDriftAndSyncPutsThemRight(t *testing.T) {
 	repaired()
 }
 
+func TestRowsChangedByHandOnTheMasterBecomeACommitOfSync(t *testing.T) {
+	for name, sync := range map[string]func(o *Operator, confirm Confirm) error{
+		"sync": func(o *Operator, confirm Confirm) error { _, err := o.Sync(t.Context(), confirm); return err },
+		"sync --push": func(o *Operator, confirm Confirm) error {
+			_, err := o.PushTo(t.Context(), 2, false, confirm)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes := newCluster(t, 3)
+			before := nodes[0].mustPutDomain("a.test")
+			inSync(t, nodes...)
+			nodes[0].psql("UPDATE config.domain SET comment = 'by hand'")
+			// The daemon has seen it, and set the digest right, before the operator looks.
+			eventually(t, "drift is shown", func() bool { return row(t, nodes[0].status(StatusParams{}), 1).State == Drifted })
+			if err := sync(nodes[0].operator(), func(string) bool { return false }); !errors.Is(err, ErrNotConfirmed) || nodes[0].state().Position.Serial != before.Serial {
+				t.Errorf("sync that is not confirmed: %v, at %v", err, nodes[0].state().Position)
+			}
+			if err := sync(nodes[0].operator(), nil); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "all in sync", func() bool { return nodes[0].status(StatusParams{Verify: true}).InSync })
+			for _, n := range nodes {
+				s, err := n.db.Load(t.Context())
+				if err != nil || s.Position.Serial != before.Serial+1 || s.Domains[0].Comment != "by hand" {
+					t.Errorf("%s: %+v, %v", n.local.Name, s, err)
+				}
+				if st := n.state(); st.JournalLen != 0 {
+					t.Errorf("%s: a journal of %d", n.local.Name, st.JournalLen)
+				}
+				for _, r := range n.status(StatusParams{}).Rows {
+					if len(r.Problems) > 0 {
+						t.Errorf("%s says of node %d: %+v", n.local.Name, r.CID, r.Problems)
+					}
+				}
+			}
+			h, err := nodes[1].db.History(t.Context(), 1)
+			if err != nil || h[0].Who != "tester" || h[0].Command != "pmgcm" {
+				t.Errorf("history: %+v, %v", h, err)
+			}
+			if err := sync(nodes[0].operator(), nil); err != nil || nodes[0].state().Position.Serial != before.Serial+1 {
+				t.Errorf("sync again: %v, at %v", err, nodes[0].state().Position)
+			}
+		})
+	}
+}
+
 func TestPullTakesAnotherSlavesConfigurationOnlyWithoutAMaster(t *testing.T) {
 	nodes := newCluster(t, 3)
 	nodes[1].stopDaemon()

@@ -24,7 +24,8 @@ func (c Confirm) ok(format string, args ...any) bool {
 	return c == nil || c(fmt.Sprintf(format, args...))
 }
 
-// Sync makes positions equal now. On the master it pushes to every slave and waits for the end; for a drifted one it asks first. On a
+// Sync makes positions equal now. On the master it pushes to every slave and waits for the end; for a drifted one it asks first, and also
+// where its own rows are those that were changed by hand, which become a commit. On a
 // slave it takes what is missing from the master, and overwrites nothing: ErrWouldOverwrite where rows or commits are here that the master
 // does not have. ErrNotInSync where some node could not be brought there; the list says which.
 func (o *Operator) Sync(ctx context.Context, confirm Confirm) ([]Synced, error) {
@@ -33,6 +34,9 @@ func (o *Operator) Sync(ctx context.Context, confirm Confirm) ([]Synced, error) 
 		return nil, err
 	}
 	if st.IsMaster() {
+		if st, err = o.commitDrift(ctx, st, confirm); err != nil {
+			return nil, err
+		}
 		return o.pushAll(ctx, st, s.Nodes, confirm)
 	}
 	done, err := o.catchUp(ctx, st, s.Nodes)
@@ -56,6 +60,24 @@ func (o *Operator) readyToSync(ctx context.Context) (db.State, *config.Snapshot,
 	}
 	s, err := o.DB.Load(ctx)
 	return st, s, err
+}
+
+// commitDrift makes a commit of rows that were changed by hand on this master, after it has asked: under the old position they would be
+// drift on every slave that they are pushed to.
+func (o *Operator) commitDrift(ctx context.Context, st db.State, confirm Confirm) (db.State, error) {
+	drifted, err := o.DB.Drifted(ctx)
+	if err != nil || !drifted {
+		return st, err
+	}
+	if !confirm.ok("every slave with this master's rows, which were changed by hand") {
+		return st, ErrNotConfirmed
+	}
+	st.Position, err = o.DB.Commit(ctx, o.Author, func(ctx context.Context, tx *db.Tx) error { return tx.Renew(ctx) }, nil)
+	if err != nil {
+		return st, err
+	}
+	o.say("rows that were changed by hand here are commit %v", st.Position)
+	return st, nil
 }
 
 // pushAll pushes to all slaves, side by side.
@@ -100,6 +122,9 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	}
 	if cid == st.CID {
 		return Synced{}, fmt.Errorf("push to itself: %w", ErrAlreadyMaster)
+	}
+	if st, err = o.commitDrift(ctx, st, confirm); err != nil {
+		return Synced{}, err
 	}
 	if !confirm.ok("on %s whatever differs from this master's configuration %v", label(node), st.Position) {
 		return Synced{}, ErrNotConfirmed

@@ -79,6 +79,10 @@ type Tx struct {
 // Snapshot gives the configuration as this transaction has made it so far.
 func (t *Tx) Snapshot(ctx context.Context) (*config.Snapshot, error) { return t.db.snapshot(ctx, t.tx) }
 
+// Renew takes a serial though no row is edited: rows that were changed with the triggers off become this commit's, and every node moves on
+// to it.
+func (t *Tx) Renew(ctx context.Context) error { return t.exec(ctx, "SELECT node.take_serial()") }
+
 func (t *Tx) exec(ctx context.Context, sql string, args ...any) error {
 	_, err := t.tx.Exec(ctx, sql, args...)
 	return mapError(err)

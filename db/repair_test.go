@@ -49,6 +49,39 @@ func TestRowsChangedByHandGoToTheJournalBeforeTheyAreOverwritten(t *testing.T) {
 	}
 }
 
+func TestRowsChangedByHandOnAMasterAreKnownUntilItCommits(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test", "b.test")
+	push(t, c[0], c[1])
+	drifted := func(want bool) {
+		t.Helper()
+		if got, err := c[0].Drifted(t.Context()); err != nil || got != want {
+			t.Errorf("drifted: %v, %v", got, err)
+		}
+	}
+	drifted(false)
+	c[0].byHand(t, "UPDATE config.domain SET comment = 'by hand' WHERE name = 'a.test'")
+	drifted(true)
+	before := c[0].state(t).Position
+	after := commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error { return tx.Renew(ctx) })
+	if after.Serial != before.Serial+1 {
+		t.Errorf("from %v to %v", before, after)
+	}
+	drifted(false)
+	if s := push(t, c[0], c[1]); s.Journalled != 0 {
+		t.Errorf("push: %+v", s)
+	}
+	same(t, c[0], c[1])
+	// Where another master overwrites them they go to the journal, as a slave's do.
+	c[0].byHand(t, "DELETE FROM config.domain WHERE name = 'b.test'")
+	promote(t, c[1], config.Epoch{N: 2, Owner: 2})
+	if s := push(t, c[1], c[0]); s.Journalled != 1 {
+		t.Errorf("push to the old master: %+v", s)
+	}
+	same(t, c[1], c[0])
+	drifted(false)
+}
+
 func TestAPushThatOverwritesNothingLeavesTheJournalEmpty(t *testing.T) {
 	c := cluster(t, 3)
 	put(t, c[0].DB, "a.test")

@@ -80,11 +80,27 @@ func (d *DB) Verify(ctx context.Context) (kept, rows config.Digest, err error) {
 		return kept, rows, nil
 	}
 	err = d.write(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "SELECT node.recount()")
+		// What the digest should be is kept, so that it is known from then on that rows were changed, also where a commit put them there.
+		_, err := tx.Exec(ctx, "UPDATE node.position SET applied_digest = node.kept_digest() WHERE applied_digest IS NULL")
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "SELECT node.recount()")
 		return err
 	})
 	if err != nil {
 		return kept, rows, fmt.Errorf("verify: set the sums right: %w", err)
 	}
 	return kept, rows, nil
+}
+
+// Drifted says whether rows are known to have been changed with the triggers off, since the last commit, push or adoption here. Verify
+// looks for that.
+func (d *DB) Drifted(ctx context.Context) (bool, error) {
+	var drifted bool
+	err := d.pool.QueryRow(ctx, "SELECT coalesce(applied_digest <> node.kept_digest(), false) FROM node.position").Scan(&drifted)
+	if err != nil {
+		return false, fmt.Errorf("read digest: %w", mapError(err))
+	}
+	return drifted, nil
 }

@@ -18,7 +18,7 @@ func syncCommand() *cli.Command {
 		Name:  "sync",
 		Usage: "bring nodes to the master's configuration now",
 		Description: "Pushes need no command; this is for repairs, and for who does not want to wait.\n\n" +
-			"On the master: pushes to every slave and waits for the end. --push CID pushes to one, with --full every table whatever the digests say.\n\n" +
+			"On the master: pushes to every slave and waits for the end; rows that were changed by hand there become a commit. --push CID pushes to one, with --full every table whatever the digests say.\n\n" +
 			"On a slave: takes what is missing from the master, and overwrites nothing. --pull overwrites this node with the master's configuration; " +
 			"--pull CID with that of another slave, while the master is away. --master_ip tells this node of a new master, which it normally learns of " +
 			"by itself.\n\n" +
