@@ -259,10 +259,14 @@ func (r *Report) judge() {
 	r.noMaster()
 }
 
-// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so.
+// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
+// own tunnel is off cannot know.
 func (r *Report) noMaster() {
 	shut := map[config.CID]bool{}
 	for _, row := range r.Rows {
+		if row.CID == r.Asked && row.TunnelOff {
+			return
+		}
 		for _, p := range row.Peers {
 			shut[p.CID] = p.NotLetIn
 		}

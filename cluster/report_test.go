@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +76,7 @@ func TestJudgeNamesTheRemedies(t *testing.T) {
 
 // quietNode is a Node that is not run.
 func quietNode(st db.State) *Node {
-	n := New(Options{Local: &config.Local{}, Log: zerolog.Nop()})
+	n := New(Options{Local: &config.Local{}, Tunnel: tunnel.New(tunnel.Options{}), Log: zerolog.Nop()})
 	n.state, n.stateAt = st, time.Now()
 	return n
 }
@@ -179,6 +181,67 @@ func TestANodeThatIsNotLetInSaysSoAndWhatToDo(t *testing.T) {
 		r.judge()
 		if got := len(r.Rows[0].Problems); (got == 0) != shut {
 			t.Errorf("let in: %v; problems of the master: %+v", !shut, r.Rows[0].Problems)
+		}
+	}
+}
+
+func TestANodeWhoseTunnelIsOffSaysWhyAndLeadsNobodyToPromote(t *testing.T) {
+	slave := db.State{CID: 2, Position: at(1, 1, 9, 7), Promised: config.Epoch{N: 1, Owner: 1}}
+	for _, c := range []struct {
+		name   string
+		file   string
+		mode   os.FileMode
+		state  db.State
+		what   string
+		remedy string
+		off    bool
+	}{
+		{"a key that is damaged", "node.key", 0o600, slave, "node.key: not an Ed25519 key", "`pmgcm delete 2` on the master, then here stop the daemon", true},
+		{"a key that others can read", "node.key", 0o644, slave, "node.key: private key is readable by others", "chmod 600 ", true},
+		{"a key of a node in no cluster", "node.key", 0o600, db.State{}, "node.key: not an Ed25519 key", "since this node is in no cluster, move ", true},
+		{"an identity that is damaged", "identity.json", 0o600, slave, "identity.json: unexpected end", "put the file back", true},
+		{"a list of members that is damaged", "trust.json", 0o600, slave, "", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := quietNode(c.state)
+			n.o.Local.StateDir = t.TempDir()
+			dir := n.o.Local.KeyDir()
+			if _, err := tunnel.LoadOrMakeKey(dir); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, c.file)
+			if err := errors.Join(os.WriteFile(file, []byte("{"), c.mode), os.Chmod(file, c.mode)); err != nil {
+				t.Fatal(err)
+			}
+			n.o.Tunnel = tunnel.New(tunnel.Options{KeyDir: dir})
+			if err := n.o.Tunnel.Listen(); err != nil {
+				t.Fatalf("listen: %v", err)
+			}
+			n.o.Tunnel.Reload(nil)
+			if off := n.o.Tunnel.Off(); off != c.off {
+				t.Errorf("off: %v", off)
+			}
+			p := n.problems(c.state, nil)
+			if c.what == "" {
+				if len(p) != 0 {
+					t.Errorf("problems: %+v", p)
+				}
+				return
+			}
+			if len(p) != 1 || !strings.Contains(p[0].What, "the tunnel is off") || !strings.Contains(p[0].What, "in "+dir+": "+c.what) ||
+				!strings.Contains(p[0].Remedy, c.remedy) {
+				t.Errorf("problems: %+v", p)
+			}
+		})
+	}
+	for _, off := range []bool{true, false} {
+		r := Report{Asked: 2, Rows: []Row{
+			{NodeStatus: NodeStatus{CID: 1, Position: slave.Position}, Error: "away"},
+			{NodeStatus: NodeStatus{CID: 2, Position: slave.Position, Role: Slave, Database: true, TunnelOff: off}},
+		}}
+		r.judge()
+		if got := len(r.Rows[0].Problems); (got == 0) != off {
+			t.Errorf("tunnel off: %v; problems of the master: %+v", off, r.Rows[0].Problems)
 		}
 	}
 }

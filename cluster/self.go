@@ -70,6 +70,10 @@ type Draining struct {
 	Since    time.Time `json:"since"`
 	By       string    `json:"by"`
 	Sessions int       `json:"sessions"`
+	// TunnelOff says that this node's own tunnel is off for want of its key or identity: nobody is in reach from here.
+	TunnelOff bool      `json:"tunnel_off,omitempty"`
+	Peers     []Peer    `json:"peers,omitempty"`
+	Problems  []Problem `json:"problems,omitempty"`
 }
 
 // A Peer is another member as a node sees it.
@@ -136,6 +140,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	}
 	s.Certificate = n.o.Tunnel.Certificate()
 	s.Peers = n.peerStatus()
+	s.Peers, s.TunnelOff = n.peerStatus(), n.o.Tunnel.Off()
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
 	s.Problems = append(s.Problems, n.ghosts()...)
@@ -286,6 +291,7 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 		out = append(out, Problem{"a leave was begun here and is not finished", "`pmgcm leave` here again"})
 	}
 	out = append(out, n.otherName(st)...)
+	out = append(out, n.tunnelProblem(st)...)
 	out = append(out, n.leaseProblem(st)...)
 	out = append(out, n.rolledBack(st)...)
 	out = append(out, n.refusedPushes(st)...)
@@ -326,15 +332,42 @@ func (n *Node) shutOut(peers []Peer) []Problem {
 	if len(by) == 0 {
 		return nil
 	}
+	return []Problem{{
+		fmt.Sprintf("this node is not let in by %s: it was deleted from the cluster, or its key is another now", strings.Join(by, ", ")),
+		"`pmgcm status` on the master shows the members; to enter again as a new node: " + n.enterAnew(),
+	}}
+}
+
+// enterAnew is what makes this node one that was never in a cluster, and a member again.
+func (n *Node) enterAnew() string {
 	rows := "`pg` and `pg.made`"
 	if n.o.Local.Database.DSN != "" {
 		rows = "the database's contents"
 	}
-	return []Problem{{
-		fmt.Sprintf("this node is not let in by %s: it was deleted from the cluster, or its key is another now", strings.Join(by, ", ")),
-		fmt.Sprintf("`pmgcm status` on the master shows the members; to enter again as a new node: stop the daemon, remove `keys` in %s and %s, "+
-			"start it, and run what `pmgcm join-cmd` on the master prints", n.o.Local.StateDir, rows),
-	}}
+	return fmt.Sprintf("stop the daemon, remove `keys` in %s and %s, start it, and run what `pmgcm join-cmd` on the master prints", n.o.Local.StateDir, rows)
+}
+
+// tunnelProblem says what of the files in the key directory cannot be used, and what comes of it.
+func (n *Node) tunnelProblem(st db.State) []Problem {
+	err := n.o.Tunnel.Trouble()
+	if err == nil {
+		return nil
+	}
+	dir := n.o.Local.KeyDir()
+	p := Problem{What: fmt.Sprintf("in %s: %v", dir, err)}
+	if n.o.Tunnel.Off() {
+		p.What = "the tunnel is off, no other node is in reach from here and mail goes on; " + p.What
+	}
+	switch {
+	case errors.Is(err, tunnel.ErrKeyMode):
+		p.Remedy = fmt.Sprintf("`chmod 600 %s/node.key`, then `systemctl restart mailproxy`", dir)
+	case st.CID == 0:
+		p.Remedy = fmt.Sprintf("put the file back; or, since this node is in no cluster, move %s away; then `systemctl restart mailproxy`", dir)
+	default:
+		p.Remedy = fmt.Sprintf("put the file back from a backup and `systemctl restart mailproxy`; or, to enter again as a new node: "+
+			"`pmgcm delete %d` on the master, then here %s", st.CID, n.enterAnew())
+	}
+	return []Problem{p}
 }
 
 // fallbacks names the peers that are reached, and not by what the setting wants.

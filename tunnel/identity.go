@@ -76,15 +76,19 @@ func (id *Identity) fits(key ssh.PublicKey) error {
 	if id.CID < 1 || id.ClusterID == "" {
 		return fmt.Errorf("node %d of cluster %q: %w", id.CID, id.ClusterID, ErrBadCertificate)
 	}
-	for kind, text := range map[uint32]string{ssh.HostCert: id.Certs.Host, ssh.UserCert: id.Certs.User} {
-		cert, err := parseCert(text)
+	for _, c := range []struct {
+		file string
+		kind uint32
+		text string
+	}{{hostCertFile, ssh.HostCert, id.Certs.Host}, {userCertFile, ssh.UserCert, id.Certs.User}} {
+		cert, err := parseCert(c.text)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", c.file, err)
 		}
 		principals := []string{cidPrincipal(id.CID), clusterPrincipal(id.ClusterID)}
-		if cert.CertType != kind || !bytes.Equal(cert.Key.Marshal(), key.Marshal()) || len(cert.ValidPrincipals) != 2 ||
+		if cert.CertType != c.kind || !bytes.Equal(cert.Key.Marshal(), key.Marshal()) || len(cert.ValidPrincipals) != 2 ||
 			cert.ValidPrincipals[0] != principals[0] || cert.ValidPrincipals[1] != principals[1] {
-			return fmt.Errorf("node %d of cluster %s: %w", id.CID, id.ClusterID, ErrBadCertificate)
+			return fmt.Errorf("%s: node %d of cluster %s: %w", c.file, id.CID, id.ClusterID, ErrBadCertificate)
 		}
 	}
 	return nil
@@ -117,11 +121,7 @@ func (d *keyDir) loadIdentity() (Identity, error) {
 		}
 		*cert = string(bytes.TrimSpace(text))
 	}
-	known, err := d.readTrusted()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Identity{}, err
-	}
-	if known.ClusterID == id.ClusterID {
+	if known := d.readTrusted(); known.ClusterID == id.ClusterID {
 		id.Nodes, id.CAs, id.Revoked, id.Tunnel = known.Nodes, known.CAs, known.Revoked, known.Tunnel
 	}
 	return id, nil
@@ -171,16 +171,15 @@ func (d *keyDir) writeTrusted(t trusted) error {
 	return d.write(trustFile, append(text, '\n'))
 }
 
-func (d *keyDir) readTrusted() (trusted, error) {
+// readTrusted reads trust.json. One that is damaged counts as none: it trusts nobody, and the next configuration that is loaded writes it
+// anew.
+func (d *keyDir) readTrusted() trusted {
 	var t trusted
 	text, err := d.read(trustFile)
-	if err != nil {
-		return t, err
+	if err != nil || json.Unmarshal(text, &t) != nil {
+		return trusted{}
 	}
-	if err := json.Unmarshal(text, &t); err != nil {
-		return t, fmt.Errorf("%s: %w", trustFile, err)
-	}
-	return t, nil
+	return t
 }
 
 // loadSelf reads who this node is: key, identity and certificates, as a trust in nobody. Without an identity the key alone is set.
@@ -246,10 +245,7 @@ func keepTrusted(dir string, t *trust) error {
 		return err
 	}
 	defer d.close()
-	saved, err := d.readTrusted()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	saved := d.readTrusted()
 	fresh := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked, t.id.Tunnel}
 	a, err := json.Marshal(saved)
 	if err != nil {

@@ -484,6 +484,76 @@ func TestABrokenIdentityDoesNotStopADeletion(t *testing.T) {
 	if !nodes[0].log.has("tunnel.config_refused", "err", identityFile) {
 		t.Error("the log does not say so")
 	}
+	if err := nodes[0].Trouble(); err == nil || !strings.Contains(err.Error(), identityFile) || nodes[0].Off() {
+		t.Errorf("trouble %v, off %v; with the identity that it had it goes on", err, nodes[0].Off())
+	}
+	nodes[0].enter(newCA(t), 1)
+	nodes[0].Reload(without(s, 2))
+	if err := nodes[0].Trouble(); err != nil {
+		t.Errorf("trouble %v, after the file was put back", err)
+	}
+}
+
+func TestWhatOfTheKeyDirectoryCannotBeUsedIsNamed(t *testing.T) {
+	ca := newCA(t)
+	for _, file := range []string{identityFile, hostCertFile, userCertFile} {
+		n := newNode(t, Options{})
+		n.enter(ca, 1)
+		if err := os.WriteFile(filepath.Join(n.dir, file), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		again := New(n.o)
+		again.Reload(snapshot(ca, n))
+		if err := again.Trouble(); err == nil || !strings.Contains(err.Error(), file) || !again.Off() {
+			t.Errorf("%s: trouble %v, off %v", file, err, again.Off())
+		}
+	}
+}
+
+// The list of members is but a copy of what the database has.
+func TestADamagedListOfMembersIsWrittenAnew(t *testing.T) {
+	_, nodes, s := cluster(t, 2)
+	file := filepath.Join(nodes[0].dir, trustFile)
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := New(nodes[0].o)
+	again.Reload(nil)
+	if got := again.Peers(); len(got) != 0 || again.Trouble() != nil {
+		t.Errorf("by a damaged list: peers %v, trouble %v", got, again.Trouble())
+	}
+	again.Reload(s)
+	if got := again.Peers(); len(got) != 1 || again.Trouble() != nil {
+		t.Errorf("peers %v, trouble %v", got, again.Trouble())
+	}
+	if id, err := LoadIdentity(nodes[0].dir); err != nil || len(id.Nodes) != 2 {
+		t.Errorf("saved: %+v, %v", id.Nodes, err)
+	}
+}
+
+// A key that cannot be read takes the tunnel away, and nothing else; one that is put back counts at the next start.
+func TestANodeWithoutItsKeyRunsWithoutATunnel(t *testing.T) {
+	_, nodes, s := cluster(t, 2)
+	file := filepath.Join(nodes[0].dir, nodeKeyFile)
+	key, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, key[:40], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := &node{t: t, cid: 1, Tunnel: New(nodes[0].o)}
+	if err := again.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	again.start()
+	again.Reload(s)
+	if err := again.Trouble(); !errors.Is(err, ErrBadKey) || !again.Off() || len(again.Addrs()) != 0 {
+		t.Errorf("trouble %v, off %v, listens at %v", err, again.Off(), again.Addrs())
+	}
+	if _, err := again.Dial(t.Context(), 2, "echo"); !errors.Is(err, ErrUnknownPeer) {
+		t.Errorf("dial: %v", err)
+	}
 }
 
 func TestAMemberRowThatCannotBeReadIsNotTrusted(t *testing.T) {

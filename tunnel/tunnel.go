@@ -69,6 +69,8 @@ type Tunnel struct {
 	left      map[config.CID]<-chan struct{} // done of the last peer of a CID that left
 	socketErr map[config.CID]error
 	listeners []net.Listener
+	noKey     error        // why this node has no key, and no listeners, until it is started again
+	unusable  error        // what the last Reload could not use
 	inside    net.Listener // that of WireGuard; nil: none
 }
 
@@ -94,7 +96,8 @@ func (t *Tunnel) setTiming(c timing) {
 	t.joins = &buckets{burst: joinBurst, every: c.joinEvery}
 }
 
-// Listen opens the listeners and reads or makes the node's key: what may need root. Run calls it where nobody has.
+// Listen opens the listeners and reads or makes the node's key: what may need root. Run calls it where nobody has. Without a key that can
+// be read there is no tunnel, which is no error: the node does without, and Trouble says so.
 // ErrPathTooLong where the peers' sockets could not be made.
 func (t *Tunnel) Listen() error {
 	t.mu.Lock()
@@ -109,8 +112,10 @@ func (t *Tunnel) Listen() error {
 			}
 		}
 	}
-	if err := t.readSelfLocked(); err != nil {
-		return err
+	if t.noKey = t.readSelfLocked(); t.noKey != nil {
+		t.complain(t.noKey)
+		t.listeners = []net.Listener{}
+		return nil
 	}
 	listeners := []net.Listener{}
 	for _, address := range t.o.Listen {
@@ -140,7 +145,7 @@ func (t *Tunnel) readSelfLocked() error {
 		// The key is needed for joining nodes; a broken identity is Reload's to report.
 		key, kerr := LoadOrMakeKey(t.o.KeyDir)
 		if kerr != nil {
-			return fmt.Errorf("node key: %w", kerr)
+			return kerr
 		}
 		self = &trust{key: key, now: t.o.Now}
 	}
@@ -278,31 +283,61 @@ func (t *Tunnel) Reload(s *config.Snapshot) {
 	t.mu.Lock()
 	self := t.self
 	t.mu.Unlock()
+	var problems []error
 	fresh, err := loadSelf(t.o.KeyDir, t.o.Now)
 	switch {
 	case err == nil:
 		self = fresh
 	case self == nil:
-		t.complain(err)
+		t.refuse(err)
 		return
 	default:
-		t.complain(err) // who this node was a moment ago it still is; a deleted peer must be cut all the same
+		problems = append(problems, err) // who this node was a moment ago it still is; a deleted peer must be cut all the same
 	}
 	tr, err := self.with(s)
 	if err != nil {
-		t.complain(err)
+		problems = append(problems, err)
 	}
 	if tr.member() {
 		if err := keepTrusted(t.o.KeyDir, tr); err != nil {
-			t.complain(fmt.Errorf("keep the list of members: %w", err))
+			problems = append(problems, fmt.Errorf("keep the list of members: %w", err))
 		}
 	}
+	t.refuse(problems...)
 	t.mu.Lock()
 	t.self, t.trust = self, tr
 	t.takePeersLocked()
 	t.wake()
 	t.mu.Unlock()
 	t.carry()
+}
+
+// refuse keeps and logs what Reload could not use; none: all of it is in force.
+func (t *Tunnel) refuse(problems ...error) {
+	for _, err := range problems {
+		t.complain(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unusable = errors.Join(problems...)
+}
+
+// Trouble says what of this node's key, identity and list of members cannot be used, by the names of the files in the key directory; nil:
+// nothing.
+func (t *Tunnel) Trouble() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.noKey != nil {
+		return t.noKey
+	}
+	return t.unusable
+}
+
+// Off says that Trouble leaves this node without a tunnel: it reaches nobody, and nobody it.
+func (t *Tunnel) Off() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.trust.member() && (t.noKey != nil || t.unusable != nil)
 }
 
 func (t *Tunnel) complain(err error) {

@@ -575,3 +575,41 @@ func TestAMemberWhoseDatabaseWasMadeAnewRefusesNoMailForGood(t *testing.T) {
 	}
 	n.stop()
 }
+
+// A key that is damaged costs the tunnel, not the mail, and status says which file it is.
+func TestADamagedKeyCostsTheTunnelAlone(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.waitHealthy()
+	if out, errs, code := n.run("pmgcm", "create"); code != 0 {
+		t.Fatalf("pmgcm create: %d %s%s", code, out, errs)
+	}
+	n.must("domain", "add", "example.test", "--to", freePort(t))
+	n.stop()
+	key := filepath.Join(n.local.KeyDir(), "node.key")
+	good, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, good[:100], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	n.waitHealthy()
+	if err := n.tryMail("a@example.test"); err != nil {
+		t.Errorf("mail: %v", err)
+	}
+	if out, _, _ := n.run("pmgcm", "status"); !strings.Contains(out, "the tunnel is off") || !strings.Contains(out, "node.key: not an Ed25519 key") ||
+		!strings.Contains(out, filepath.Dir(key)) || !strings.Contains(out, "remedy: ") {
+		t.Errorf("status:\n%s", out)
+	}
+	n.stop()
+	if err := os.WriteFile(key, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	n.waitHealthy()
+	if out, _, code := n.run("pmgcm", "status"); code != 0 || strings.Contains(out, "the tunnel is off") {
+		t.Errorf("status, %d:\n%s", code, out)
+	}
+}

@@ -63,6 +63,7 @@ var hints = []struct {
 	{db.ErrNoSchema, `the daemon sets it up when it starts: "systemctl restart mailproxy"; "pmgcm status" names what is wrong`},
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
 	{tunnel.ErrKeyMode, `chmod 600 the key file`},
+	{tunnel.ErrBadKey, `put the key file back from a backup; "pmgcm status" says what else can be done`},
 	{fs.ErrPermission, `run it as root`},
 	{fs.ErrNotExist, `make the node file: "mailproxy init --name NAME --address IP", or name another with --config`},
 	{context.Canceled, `it was interrupted; every command can be run again`},
