@@ -162,7 +162,7 @@ func joinError(err error) *tunnel.JoinError {
 		if !errors.Is(err, c.from) {
 			continue
 		}
-		je := &tunnel.JoinError{Code: c.code, Text: err.Error()}
+		je := &tunnel.JoinError{Code: c.code, Text: textFrom(err, c.from)}
 		var nm *NotMasterError
 		if errors.As(err, &nm) && nm.Master.CID != 0 {
 			je.MasterName, je.MasterAddress = nm.Master.Name, nm.Master.Address
@@ -172,25 +172,41 @@ func joinError(err error) *tunnel.JoinError {
 	return &tunnel.JoinError{Code: tunnel.CodeInternal, Text: "the master could not write the new node; its log says why"}
 }
 
-// fromJoinError gives the other side's refusal as our sentinel, with what its text says more.
-func fromJoinError(je *tunnel.JoinError) error {
-	to := ErrJoinFailed
-	for _, c := range joinCodes {
-		if c.code == je.Code {
-			to = c.to
-			break
+// textFrom gives the text of an error without what was put in front of the sentinel on its way here.
+func textFrom(err, sentinel error) string {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if strings.HasPrefix(e.Error(), sentinel.Error()) {
+			return e.Error()
 		}
 	}
-	text := clean(je.Text)
+	return sentinel.Error()
+}
+
+// fromJoinError gives the other side's refusal as our sentinel, with what its text says more.
+func fromJoinError(je *tunnel.JoinError) error {
+	to, more := ErrJoinFailed, clean(je.Text)
+	if more != "" {
+		more = ": " + more
+	}
+	for _, c := range joinCodes {
+		if c.code != je.Code {
+			continue
+		}
+		to = c.to
+		for _, said := range []error{c.to, c.from} { // only what the text says more is wanted
+			if rest, ok := strings.CutPrefix(more, ": "+said.Error()); ok {
+				more = rest
+				break
+			}
+		}
+	}
 	switch {
 	case je.MasterAddress != "":
 		return fmt.Errorf("%w, %s at %s is", to, clean(je.MasterName), clean(je.MasterAddress))
-	case text == "" || to == ErrTokenUnknown || to == ErrTokenUsed || to == ErrTokenExpired:
+	case more == "" || to == ErrTokenUnknown || to == ErrTokenUsed || to == ErrTokenExpired:
 		return to
-	case strings.HasPrefix(text, to.Error()):
-		return fmt.Errorf("%w%s", to, strings.TrimPrefix(text, to.Error()))
 	}
-	return fmt.Errorf("%w: %s", to, text)
+	return fmt.Errorf("%w%s", to, more)
 }
 
 // maxForeignText bounds a text of another node that is shown to an operator.

@@ -34,7 +34,7 @@ func (o *Operator) Create(ctx context.Context) (Created, error) {
 }
 
 // CreateWith makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
-// cluster. Killed between two steps it goes on from there: keys and identity are found again, and the row that puts the node into
+// cluster, ErrWasMember where its database alone was made anew. Killed between two steps it goes on from there: keys and identity are found again, and the row that puts the node into
 // the cluster comes last.
 func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, error) {
 	st, err := o.state(ctx)
@@ -45,6 +45,14 @@ func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, err
 		return Created{}, o.clusterExists(st)
 	}
 	dir := o.Local.KeyDir()
+	old, err := tunnel.LoadIdentity(dir)
+	switch {
+	case err == nil && !onlyOf(old):
+		return Created{}, fmt.Errorf("%w: node %d of cluster %s", ErrWasMember, old.CID, old.ClusterID)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return Created{}, fmt.Errorf("read identity: %w", err)
+	}
+	known := err == nil
 	key, err := tunnel.LoadOrMakeKey(dir)
 	if err != nil {
 		return Created{}, fmt.Errorf("make node key: %w", err)
@@ -57,12 +65,8 @@ func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, err
 	node := selfNode(o.Local, key.Public(), time.Now())
 	node.CID = cid
 	clusterID := newClusterID()
-	old, err := tunnel.LoadIdentity(dir)
-	switch {
-	case err == nil && old.CID == cid && !o.joinBegun() && onlyOf(old):
+	if known && old.CID == cid && !o.joinBegun() {
 		clusterID = old.ClusterID // a create that was cut off
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return Created{}, fmt.Errorf("read identity: %w", err)
 	}
 	certs, err := ca.Sign(key.Public(), cid, clusterID, certValidity)
 	if err != nil {
@@ -84,15 +88,10 @@ func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, err
 	return Created{clusterID, cid, row.Fingerprint}, nil
 }
 
-// onlyOf says whether an identity has never known another node. Else its cluster lives on elsewhere, and its name must not be given to
-// a second one: both would have an epoch 1.1.
+// onlyOf says whether an identity is known never to have had another node. Else its cluster lives on elsewhere, and its name must not be
+// given to a second one: both would have an epoch 1.1.
 func onlyOf(id tunnel.Identity) bool {
-	for _, n := range id.Nodes {
-		if n.CID != id.CID {
-			return false
-		}
-	}
-	return len(id.Revoked) == 0
+	return len(id.Nodes) == 1 && id.Nodes[0].CID == id.CID && len(id.Revoked) == 0
 }
 
 func (o *Operator) clusterExists(st db.State) error {

@@ -14,6 +14,8 @@ var (
 	ErrNoCluster = errors.New("no cluster defined")
 	// ErrClusterExists: create or join on a node that is in a cluster.
 	ErrClusterExists = errors.New("cluster already defined")
+	// ErrWasMember: create on a node whose keys are those of a cluster that has, or had, other nodes: its database was made anew.
+	ErrWasMember = errors.New("this node's keys are those of a cluster with other nodes")
 	// ErrOtherJoin: an unfinished join to another place stands in the way.
 	ErrOtherJoin = errors.New("another join was begun here and is not finished")
 	// ErrNotMaster: only the master does this. The error carries the master where it is known: see NotMasterError.

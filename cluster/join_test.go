@@ -54,21 +54,39 @@ func TestCreateThatDiedBeforeItsRowGoesOn(t *testing.T) {
 	}
 }
 
-// The master's database is gone for good, its keys are there, and its slaves go on.
-func TestCreateOnTheKeysOfAClusterMakesAnotherCluster(t *testing.T) {
+// The master's database is gone for good, its keys are there, and its slaves go on; a create would make a second cluster beside theirs.
+func TestCreateOnTheKeysOfAClusterWithOtherNodesIsRefused(t *testing.T) {
 	nodes := newCluster(t, 2)
-	n := newTestNode(t, "mx1")
-	if err := os.CopyFS(n.local.KeyDir(), os.DirFS(nodes[0].local.KeyDir())); err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range []string{"node.key", "ca.key"} {
-		if err := os.Chmod(n.local.KeyDir()+"/"+f, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	made, err := n.start().operator().Create(t.Context())
-	if err != nil || made.ClusterID == nodes[0].state().ClusterID {
-		t.Errorf("create: %+v, %v", made, err)
+	for _, c := range []struct {
+		name   string
+		damage string // file of the keys that is damaged too
+	}{{"whole", ""}, {"without the list of members", "trust.json"}} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newTestNode(t, "mx1")
+			dir := n.local.KeyDir()
+			if err := os.CopyFS(dir, os.DirFS(nodes[0].local.KeyDir())); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"node.key", "ca.key"} {
+				if err := os.Chmod(dir+"/"+f, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.damage != "" {
+				if err := os.WriteFile(dir+"/"+c.damage, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if made, err := n.start().operator().Create(t.Context()); !errors.Is(err, ErrWasMember) || n.state().CID != 0 {
+				t.Errorf("create: %+v, %v, as node %d", made, err, n.state().CID)
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if made, err := n.operator().Create(t.Context()); err != nil || made.ClusterID == nodes[0].state().ClusterID {
+				t.Errorf("create without the keys: %+v, %v", made, err)
+			}
+		})
 	}
 }
 

@@ -140,6 +140,10 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 			n.views[2] = &view{answered: true}
 			n.pushErrs[2] = fmt.Errorf("push: %w", db.ErrNewer)
 		}, "upgrade mailproxy on node 2"},
+		{"a slave whose database was made anew", master, nil, func(n *Node) {
+			n.views[2] = &view{answered: true}
+			n.pushErrs[2] = fmt.Errorf("push: %w", db.ErrOtherCluster)
+		}, "`pmgcm join-cmd` here, then the line that it prints on node 2"},
 		{"what the daemon knows", slave, nil, func(n *Node) { n.o.Problems = func() []Problem { return []Problem{{"spool full", "make room"}} } }, "make room"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -262,6 +266,40 @@ func TestJoinErrorsCrossTheWire(t *testing.T) {
 	}
 	if err := fromJoinError(&tunnel.JoinError{Code: "new in a later version", Text: "why\x1b[2J"}); !errors.Is(err, ErrJoinFailed) || strings.Contains(err.Error(), "\x1b") {
 		t.Errorf("an unknown code arrives as %q", err)
+	}
+}
+
+func TestARefusedJoinSaysItsTextOnce(t *testing.T) {
+	d := newTestNode(t, "mx1").db
+	for _, c := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"a refusal with more to say", fmt.Errorf("%w: mx2(2)", ErrNameTaken), "node name already in use: mx2(2)"},
+		{"a bare one", ErrGhost, "this machine is known as another node"},
+		{"one of the tunnel's", &tunnel.JoinError{Code: tunnel.CodeTooMany, Text: "too many join attempts from this address; try again"},
+			"too many join attempts from this address; try again"},
+		{"one that reads otherwise on the other side", &db.NotMasterError{Master: 2}, "the node there is not the master: that is CID 2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := d.Commit(t.Context(), db.Author{Who: "t"}, func(context.Context, *db.Tx) error { return c.err }, nil)
+			je := joinError(err)
+			if known, ok := errors.AsType[*tunnel.JoinError](c.err); ok {
+				je = known // it never was in a commit
+			}
+			if got := fromJoinError(je).Error(); got != c.want || strings.Contains(je.Text, "commit") {
+				t.Errorf("%q arrives as %q, want %q", je.Text, got, c.want)
+			}
+		})
+	}
+}
+
+func TestSetAsideHasItsPlural(t *testing.T) {
+	for n, want := range map[int]string{1: "1 commit that the master does not have was set aside", 2: "2 commits that the master does not have were set aside"} {
+		if got := aside(n); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

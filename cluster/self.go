@@ -279,7 +279,7 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 		})
 	}
 	if st.JournalLen > 0 {
-		out = append(out, Problem{fmt.Sprintf("%d commits that only this node had were set aside in its journal", st.JournalLen), "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N` for each"})
+		out = append(out, Problem{aside(st.JournalLen) + " here", "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N` for each"})
 	}
 	if deposed(st) {
 		out = append(out, Problem{
@@ -392,6 +392,14 @@ func fallbacks(peers []Peer) []Problem {
 	return out
 }
 
+// aside says how many commits were set aside.
+func aside(n int) string {
+	if n == 1 {
+		return "1 commit that the master does not have was set aside"
+	}
+	return fmt.Sprintf("%d commits that the master does not have were set aside", n)
+}
+
 func driftRemedy(r Role) string {
 	if r == Slave {
 		return "`pmgcm sync --pull` on this node takes the master's rows again, and keeps its own in the journal"
@@ -458,6 +466,8 @@ func (n *Node) refusedPushes(st db.State) []Problem {
 		err := n.pushErrs[cid]
 		p := Problem{fmt.Sprintf("node %d does not take the configuration: %v", cid, err), fmt.Sprintf("see the daemon's log on node %d", cid)}
 		switch {
+		case errors.Is(err, db.ErrOtherCluster):
+			p.Remedy = fmt.Sprintf("if its database was made anew: `pmgcm join-cmd` here, then the line that it prints on node %d", cid)
 		case errors.Is(err, db.ErrNewer):
 			p.Remedy = fmt.Sprintf("upgrade mailproxy on node %d", cid)
 		case errors.Is(err, errPromisedElsewhere), errors.Is(err, db.ErrStale):

@@ -21,6 +21,8 @@ var hints = []struct {
 	{cluster.ErrUnwell, `put right what is named above; then "pmgcm create" here, or "pmgcm join MASTER_IP" to enter a cluster`},
 	{cluster.ErrNoCluster, `run "pmgcm create" here, or "pmgcm join MASTER_IP" to enter one`},
 	{cluster.ErrClusterExists, `"pmgcm status" shows it; "pmgcm join-cmd" on its master prints the command for a new node`},
+	{cluster.ErrWasMember, `to be its member again, run what "pmgcm join-cmd" on its master prints; to begin anew, stop the daemon, move the keys ` +
+		`directory under the state directory away, and start it`},
 	{cluster.ErrOtherJoin, `finish that one: run the same "pmgcm join" again, with a fresh token from "pmgcm join-cmd" on its master`},
 	{cluster.ErrAlreadyMaster, `nothing to do; "pmgcm status" shows the nodes`},
 	{cluster.ErrLocalMaster, `"pmgcm sync" without --master_ip pushes to every slave`},

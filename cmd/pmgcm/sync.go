@@ -111,11 +111,19 @@ func printSynced(w io.Writer, done []cluster.Synced) error {
 			text += fmt.Sprintf(" (%d rows, %d bytes, %d ms)", s.Stats.Rows, s.Stats.Bytes, s.Stats.Took.Milliseconds())
 		}
 		if s.Stats.Journalled > 0 {
-			text += fmt.Sprintf("; %d commits set aside in the journal", s.Stats.Journalled)
+			text += "; " + commits(s.Stats.Journalled) + " set aside in the journal"
 		}
 		if _, err := fmt.Fprintf(w, "%s(%d): %s\n", s.Node.Name, s.Node.CID, text); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// commits says how many.
+func commits(n int) string {
+	if n == 1 {
+		return "1 commit"
+	}
+	return fmt.Sprintf("%d commits", n)
 }

@@ -37,7 +37,7 @@ func TestAMasterThatWasCutOffStepsDownAndItsOwnCommitIsInItsJournal(t *testing.T
 	for _, n := range c {
 		out := n.must("pmgcm", "status")
 		for _, line := range []string{`^n1\.test\(1\) .* node   A `, `^n2\.test\(2\) .* master A `, `^n3\.test\(3\) .* node   A `,
-			`^n1\.test\(1\): 1 commits that only this node had were set aside in its journal$`, "^  remedy: `pmgcm journal list`"} {
+			`^n1\.test\(1\): 1 commit that the master does not have was set aside here$`, "^  remedy: `pmgcm journal list`"} {
 			if !regexp.MustCompile("(?m)" + line).MatchString(out) {
 				t.Errorf("on %s: no line %s in\n%s", n.name, line, out)
 			}
