@@ -304,6 +304,27 @@ func TestDeleteRevokes(t *testing.T) {
 	}
 }
 
+func TestDeleteSaysWhereLessThanAMajorityKnows(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[1].stopDaemon()
+	o := nodes[0].operator()
+	o.Patience = 3 * pollEvery
+	if d, err := o.Delete(t.Context(), 3, nil); err != nil || d.Majority || len(d.Missing) != 1 || d.Missing[0].CID != 2 {
+		t.Errorf("one of three knows: %+v, %v", d, err)
+	}
+	// The same commit, once the other has it.
+	nodes[1].start()
+	inSync(t, nodes[:2]...)
+	s, err := nodes[0].db.Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	members := append(s.Nodes, config.Node{CID: 3})
+	if missing, majority := o.waitHeld(t.Context(), members, nodes[0].state().Position, 3); !majority || len(missing) != 0 {
+		t.Errorf("two of three know: %v, missing %v", majority, missing)
+	}
+}
+
 func TestSelfAnswersBeforeAnythingIsKnown(t *testing.T) {
 	n := newTestNode(t, "mx1").start()
 	n.node.o.DB.Close()

@@ -1,10 +1,14 @@
 package cluster
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -259,6 +263,66 @@ func TestJoinKilledHalfWayRunsAgain(t *testing.T) {
 				t.Errorf("join once more: %v, want ErrClusterExists", err)
 			}
 		})
+	}
+}
+
+func TestJoinSaysWhoDoesNotKnowOfItYet(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[1].stopDaemon()
+	n := newTestNode(t, "mx3").start()
+	o := n.operator()
+	var said []string
+	o.Patience, o.Say = 3*pollEvery, func(line string) { said = append(said, line) }
+	if _, err := o.Join(t.Context(), nodes[0].joinParams()); err != nil {
+		t.Fatal(err)
+	}
+	if last := said[len(said)-1]; last != "not told yet (they learn of it when they are back): mx2(2)" {
+		t.Errorf("said last: %q", last)
+	}
+}
+
+// locked holds the node's position row, so that no push is applied, until it is released.
+func (n *testNode) locked() (release func()) {
+	n.t.Helper()
+	cmd := exec.Command("psql", "-v", "ON_ERROR_STOP=1", "-qAt", n.dsn)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	n.t.Cleanup(release)
+	if _, err := io.WriteString(in, "BEGIN; SELECT 'locked' FROM node.position FOR UPDATE;\n"); err != nil {
+		n.t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "locked\n" {
+		n.t.Fatalf("psql: %q, %v", line, err)
+	}
+	return release
+}
+
+func TestJoinEndsOnlyWhereTheMasterIs(t *testing.T) {
+	nodes := newCluster(t, 2)
+	release := nodes[1].locked()
+	at := nodes[0].mustPutDomain("late.test") // after the first push
+	o, reply := nodes[1].operator(), tunnel.JoinReply{CID: 2, Epoch: at.Epoch}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*pollEvery)
+	defer cancel()
+	if err := o.firstPush(ctx, reply); !errors.Is(err, ErrNoFirstPush) || nodes[1].state().Position == at {
+		t.Errorf("ended behind the master: %v, at %v, the master at %v", err, nodes[1].state().Position, at)
+	}
+	release()
+	if err := o.firstPush(t.Context(), reply); err != nil || nodes[1].state().Position != at {
+		t.Errorf("ended with %v, at %v, the master at %v", err, nodes[1].state().Position, at)
 	}
 }
 

@@ -208,6 +208,29 @@ func TestPromoteThatDiedWedgesNobody(t *testing.T) {
 	}
 }
 
+// The configuration that is adopted has a member of which the promoting node did not know, and whose promise it did not ask for.
+func TestPromoteThatLearnsOfAMemberAsksAgain(t *testing.T) {
+	nodes := newCluster(t, 3)
+	nodes[1].stopDaemon()
+	fourth := newTestNode(t, "mx4").start()
+	if _, err := fourth.join(nodes[0].joinParams()); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, nodes[0], nodes[2], fourth)
+	nodes[0].stopDaemon()
+	nodes[1].start()
+	var p Promoted
+	eventually(t, "a majority of four promises", func() bool {
+		var err error
+		p, err = nodes[1].operator().Promote(t.Context(), false)
+		return err == nil
+	})
+	if len(p.Members) != 4 || fourth.state().Promised != p.Epoch {
+		t.Errorf("promoted among %s, while the fourth has promised %v", labels(p.Members), fourth.state().Promised)
+	}
+	inSync(t, nodes[1], nodes[2], fourth)
+}
+
 func TestForcedPromotesHaveOneWinner(t *testing.T) {
 	nodes := newCluster(t, 3)
 	for _, n := range nodes {
