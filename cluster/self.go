@@ -61,8 +61,10 @@ type NodeStatus struct {
 	RebootRequired bool `json:"reboot_required"`
 	// Certificate is the node's own in the cluster; nil on a single node.
 	Certificate *tunnel.Certificate `json:"certificate,omitempty"`
-	Peers       []Peer              `json:"peers,omitempty"`
-	Problems    []Problem           `json:"problems,omitempty"`
+	// TunnelOff says that this node's own tunnel is off for want of its key or identity: nobody is in reach from here.
+	TunnelOff bool      `json:"tunnel_off,omitempty"`
+	Peers     []Peer    `json:"peers,omitempty"`
+	Problems  []Problem `json:"problems,omitempty"`
 }
 
 // Draining says since when a node takes no new mail, by whose wish, and how many sessions are left.
@@ -70,10 +72,6 @@ type Draining struct {
 	Since    time.Time `json:"since"`
 	By       string    `json:"by"`
 	Sessions int       `json:"sessions"`
-	// TunnelOff says that this node's own tunnel is off for want of its key or identity: nobody is in reach from here.
-	TunnelOff bool      `json:"tunnel_off,omitempty"`
-	Peers     []Peer    `json:"peers,omitempty"`
-	Problems  []Problem `json:"problems,omitempty"`
 }
 
 // A Peer is another member as a node sees it.
@@ -139,7 +137,6 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 		s.Draining = n.o.Draining()
 	}
 	s.Certificate = n.o.Tunnel.Certificate()
-	s.Peers = n.peerStatus()
 	s.Peers, s.TunnelOff = n.peerStatus(), n.o.Tunnel.Off()
 	s.State = n.ownRelation(st, err)
 	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)

@@ -294,11 +294,9 @@ func longLines(row cluster.Row, r cluster.Report, colour bool) [][2]string {
 		lines = append(lines, [2]string{"last push", span(row.PushAgeSeconds) + " ago"})
 	}
 	lines = append(lines,
-		[2]string{"journal", fmt.Sprintf("%d commits set aside", row.Journal)},
+		[2]string{"journal", commits(row.Journal) + " set aside"},
 		[2]string{"uuid", row.UUID}, [2]string{"fqdn", row.FQDN},
 		[2]string{"version", mark(row.Version, row.VersionDiffers, r, colour)}, [2]string{"services", strings.Join(row.Services, " ")},
-		[2]string{"journal", commits(row.Journal) + " set aside"},
-		[2]string{"uuid", row.UUID}, [2]string{"version", row.Version + versionMark(row, r)}, [2]string{"services", strings.Join(row.Services, " ")},
 		[2]string{"uptime", uptime(row.UptimeSeconds)}, [2]string{"load", figure("%.2f", row.Load1)},
 		[2]string{"memory", figure("%.0f%%", row.MemoryPercent)}, [2]string{"disk", figure("%.0f%%", row.DiskPercent)},
 		[2]string{"time", row.Time.UTC().Format(time.DateTime) + " UTC" + clock(row)},
