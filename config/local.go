@@ -52,7 +52,7 @@ type Listen struct {
 type Database struct {
 	// Bin is the directory of PostgreSQL's programs for a private instance; empty: Debian's newest.
 	Bin string `toml:"bin"`
-	// DSN is a connection string of libpq's kind; setting it turns the private instance off.
+	// DSN is a connection string of libpq's kind, of one host or several; setting it turns the private instance off.
 	DSN string `toml:"dsn"`
 }
 

@@ -22,41 +22,60 @@ type Author struct {
 }
 
 // Commit runs edit in one configuration commit: serial + 1, digest, history, NOTIFY. check, unless nil, sees the snapshot as it would
-// be, and may refuse. On any error nothing is changed. An edit that changes no row takes no serial. On a slave: a *NotMasterError.
-// Commits run one after the other.
+// be, and may refuse. On any error but ErrInDoubt nothing is changed. An edit that changes no row takes no serial. On a slave: a
+// *NotMasterError. Commits run one after the other. Where the connection is lost, and be it at COMMIT, ErrDisconnected says that
+// nothing was changed; a commit that was made all the same is found on the server that can be written by then, and is no error.
 func (d *DB) Commit(ctx context.Context, a Author, edit func(ctx context.Context, tx *Tx) error,
 	check func(*config.Snapshot) error) (config.Position, error) {
-	var after State
-	err := d.write(ctx, func(tx pgx.Tx) error {
-		if err := begin(ctx, tx, a); err != nil {
-			return err
-		}
-		before, err := readState(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if !before.IsMaster() {
-			return &NotMasterError{Master: before.Promised.Owner}
-		}
-		if err := edit(ctx, &Tx{tx: tx, db: d}); err != nil {
-			return err
-		}
-		if after, err = readState(ctx, tx); err != nil {
-			return err
-		}
-		if check == nil || after.Position == before.Position {
-			return nil
-		}
-		s, err := d.snapshot(ctx, tx)
-		if err != nil {
-			return err
-		}
-		return check(s)
+	var m mark
+	ready, lost := false, false // to COMMIT; before it
+	err := d.write(ctx, func(tx pgx.Tx) (err error) {
+		m, err = d.commitIn(ctx, tx, a, edit, check)
+		ready, lost = err == nil, err != nil && tx.Conn().IsClosed() && ctx.Err() == nil
+		return err
 	})
+	switch {
+	case lost:
+		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
+	case err != nil && ready && !m.time.IsZero() && inDoubt(err):
+		err = d.settle(ctx, m, err)
+	}
 	if err != nil {
 		return config.Position{}, fmt.Errorf("commit: %w", err)
 	}
-	return after.Position, nil
+	return m.at, nil
+}
+
+// commitIn is Commit within its transaction. It gives a mark without a time where no row was changed.
+func (d *DB) commitIn(ctx context.Context, tx pgx.Tx, a Author, edit func(ctx context.Context, tx *Tx) error,
+	check func(*config.Snapshot) error) (mark, error) {
+	if err := begin(ctx, tx, a); err != nil {
+		return mark{}, err
+	}
+	before, err := readState(ctx, tx)
+	if err != nil {
+		return mark{}, err
+	}
+	if !before.IsMaster() {
+		return mark{}, &NotMasterError{Master: before.Promised.Owner}
+	}
+	if err := edit(ctx, &Tx{tx: tx, db: d}); err != nil {
+		return mark{}, err
+	}
+	after, err := readState(ctx, tx)
+	if err != nil || after.Position == before.Position {
+		return mark{at: after.Position}, err
+	}
+	if check != nil {
+		s, err := d.snapshot(ctx, tx)
+		if err != nil {
+			return mark{}, err
+		}
+		if err := check(s); err != nil {
+			return mark{}, err
+		}
+	}
+	return readMark(ctx, tx, after.Position)
 }
 
 // begin locks the position row, so that commits never deadlock, and says who commits.

@@ -22,7 +22,7 @@ var migrations embed.FS
 
 // Options are what Open takes.
 type Options struct {
-	// DSN is a connection string of libpq's kind.
+	// DSN is a connection string of libpq's kind. Of several hosts the one that can be written is taken, at each connection anew.
 	DSN string
 	// RolePassword gives the passwords of the roles that peers log in as, on a server that wants one; nil: none.
 	RolePassword func(role string) string
@@ -35,35 +35,23 @@ type DB struct {
 	pool         *pgxpool.Pool
 	rolePassword func(role string) string
 	log          zerolog.Logger
+	doubt        time.Duration // how long a commit whose answer was lost is asked after
 
 	mu     sync.Mutex
 	loaded *loaded // what Load gave last; it is the base of the next
 }
 
-// connectTimeout bounds one attempt to reach the server, which is on this host or near.
-const connectTimeout = 5 * time.Second
-
-// maxConns bounds the pool: the daemon's loops and a few commands, never a connection a message.
-const maxConns = 8
-
 // Open prepares a DB and does not connect.
 func Open(o Options) (*DB, error) {
-	c, err := pgxpool.ParseConfig(o.DSN)
+	c, err := poolConfig(o.DSN)
 	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
+		return nil, err
 	}
-	if c.ConnConfig.ConnectTimeout == 0 {
-		c.ConnConfig.ConnectTimeout = connectTimeout
-	}
-	c.ConnConfig.RuntimeParams["jit"] = "off" // our plans look dear to it, and are short
-	c.MaxConns = maxConns
-	c.MinConns = 0
-	c.ConnConfig.RuntimeParams["application_name"] = "mailproxy"
 	pool, err := pgxpool.NewWithConfig(context.Background(), c) // connects only when it is used
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &DB{pool: pool, rolePassword: o.RolePassword, log: o.Log}, nil
+	return &DB{pool: pool, rolePassword: o.RolePassword, log: o.Log, doubt: doubtBound}, nil
 }
 
 // Close ends all connections.

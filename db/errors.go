@@ -45,6 +45,10 @@ var (
 	ErrTokenExpired = errors.New("join token has expired")
 	// ErrDiskFull is a write that found no room on the server's disk; nothing was changed.
 	ErrDiskFull = errors.New("the database's disk is full")
+	// ErrDisconnected is a change whose connection was lost, at COMMIT or before; nothing was changed.
+	ErrDisconnected = errors.New("the connection to the database was lost, and nothing was changed")
+	// ErrInDoubt is a commit whose connection was lost at COMMIT, and no server has answered since.
+	ErrInDoubt = errors.New("the connection to the database was lost at COMMIT, and no server says whether the change was made")
 	// ErrDatabaseExists is a database that was made before.
 	ErrDatabaseExists = errors.New("database exists")
 	// ErrPathTooLong is a socket path over the kernel's limit.

@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"net"
 	"time"
 )
 
@@ -16,3 +17,12 @@ func (d *DB) KillListeners(ctx context.Context) error {
 func (d *DB) ListenOnce(ctx context.Context, wake func(), every, longest time.Duration) error {
 	return d.listenOnce(ctx, wake, every, longest)
 }
+
+// SetDoubt says how long a commit whose answer was lost is asked after.
+func (d *DB) SetDoubt(bound time.Duration) { d.doubt = bound }
+
+// MaxConns is the pool's bound.
+func (d *DB) MaxConns() int32 { return d.pool.Config().MaxConns }
+
+// Dialer is how servers are reached.
+func Dialer() *net.Dialer { return dialer() }

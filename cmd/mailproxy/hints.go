@@ -42,6 +42,10 @@ func hint(err error) string {
 		return "whoever gets the file can try them all: take a few words"
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
+	case errors.Is(err, db.ErrInDoubt):
+		return `once the database answers, "mailproxy config history" shows whether that configuration is there`
+	case errors.Is(err, db.ErrDisconnected):
+		return `run it again; "pmgcm status" says whether the database is there`
 	case errors.Is(err, cluster.ErrMasterAway):
 		return `wait until it is back; or, where it is lost, run "pmgcm promote" on a node that is in sync`
 	case errors.Is(err, cluster.ErrNoDaemon):

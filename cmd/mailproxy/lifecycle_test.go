@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"mailproxy/db"
+	"mailproxy/internal/pgtest"
 )
 
 func TestAFreshNodeIsReadyAtOnceAndAnswers451UntilItHasAConfiguration(t *testing.T) {
@@ -542,6 +543,31 @@ func TestANodeRunsOnAnyPostgreSQLByDSN(t *testing.T) {
 	n.stop()
 	server.waitHealthy() // only its own
 	server.stop()
+}
+
+func TestANodeFollowsTheFailoverOfItsDatabase(t *testing.T) {
+	pair := pgtest.NewPair(t)
+	n := newNode(t, "--dsn", pair.DSN())
+	n.start()
+	n.waitHealthy()
+	pair.Sync()
+	n.must("domain", "add", "before.test", "--to", freePort(t))
+	eventually(t, func() error { return n.tryMail("to@before.test") })
+	pair.Primary.Kill()
+	if err := n.tryMail("to@before.test"); err != nil {
+		t.Errorf("mail without a database: %v", err)
+	}
+	if _, errs, code := n.run("mailproxy", "domain", "add", "lost.test", "--to", "127.0.0.1"); code != 1 || !strings.Contains(errs, "the node's database does not answer") {
+		t.Errorf("a change without a database: %d %s", code, errs)
+	}
+	pair.Failover()
+	n.must("domain", "add", "after.test", "--to", freePort(t))
+	eventually(t, func() error { return n.tryMail("to@after.test") })
+	if out := n.must("domain", "list"); !strings.Contains(out, "before.test") || strings.Contains(out, "lost.test") {
+		t.Errorf("domains: %s", out)
+	}
+	n.waitHealthy()
+	n.stop()
 }
 
 func TestAMemberWhoseDatabaseWasMadeAnewRefusesNoMailForGood(t *testing.T) {

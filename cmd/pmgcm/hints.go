@@ -64,6 +64,8 @@ var hints = []struct {
 	{db.ErrNoLease, `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`},
 	{db.ErrNoSchema, `the daemon sets it up when it starts: "systemctl restart mailproxy"; "pmgcm status" names what is wrong`},
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
+	{db.ErrInDoubt, `once the database answers, "mailproxy config history" shows whether that configuration is there`},
+	{db.ErrDisconnected, `run it again; "pmgcm status" says whether the database is there`},
 	{tunnel.ErrKeyMode, `chmod 600 the key file`},
 	{tunnel.ErrBadKey, `put the key file back from a backup; "pmgcm status" says what else can be done`},
 	{fs.ErrPermission, `run it as root`},
