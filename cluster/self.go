@@ -466,7 +466,7 @@ func (n *Node) refusedPushes(st db.State) []Problem {
 		case errors.Is(err, db.ErrOtherCluster):
 			p.Remedy = fmt.Sprintf("if its database was made anew: `pmgcm join-cmd` here, then the line that it prints on node %d", cid)
 		case errors.Is(err, db.ErrNewer):
-			p.Remedy = fmt.Sprintf("upgrade mailproxy on node %d", cid)
+			p.Remedy = fmt.Sprintf("upgrade mailproxy on node %d; it keeps the configuration that it has, and mail goes on", cid)
 		case errors.Is(err, errPromisedElsewhere), errors.Is(err, db.ErrStale):
 			p.Remedy = "a promote is under way or was not finished; with a majority in reach this node begins a new epoch by itself"
 		}

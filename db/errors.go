@@ -23,8 +23,8 @@ var (
 	ErrAhead = errors.New("the peer is ahead in our own epoch")
 	// ErrDrift is a push after which the rows were still not the same.
 	ErrDrift = errors.New("rows differ after the push")
-	// ErrNewer is a peer whose schema is too old for our rows.
-	ErrNewer = errors.New("the peer's schema is older than our rows")
+	// ErrNewer is a peer whose schema is older than ours.
+	ErrNewer = errors.New("the peer's schema is older than ours")
 	// ErrMoved is a peer that is not at the position that was asked for, or this node where it is not at the one that was compared.
 	ErrMoved = errors.New("the position is another by now")
 	// ErrNewerBackup is a backup that holds what this schema does not have.

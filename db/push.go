@@ -77,6 +77,9 @@ func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress func(rows i
 		if here.Position == there.Position && !whole {
 			return p.Heartbeat(ctx, here.Position)
 		}
+		if err := newEnough(ctx, tx, there); err != nil {
+			return err
+		}
 		if whole {
 			for t := range there.sums {
 				there.sums[t] = "" // as if every digest differed
@@ -142,6 +145,19 @@ func mayPush(here State, there peerState) error {
 	return nil
 }
 
+// newEnough refuses a peer whose schema is older than ours, also where our rows would still fit: which of them do would change with each
+// commit. One that is newer has all that we have, as schemas only grow.
+func newEnough(ctx context.Context, tx pgx.Tx, there peerState) error {
+	var schema int64
+	if err := tx.QueryRow(ctx, "SELECT max(version_id) FROM node.migration WHERE is_applied").Scan(&schema); err != nil {
+		return err
+	}
+	if there.schema < schema {
+		return fmt.Errorf("%w: %d there, %d here", ErrNewer, there.schema, schema)
+	}
+	return nil
+}
+
 // sending is one push on its way: our transaction, which sees one state, and the peer.
 type sending struct {
 	tx       pgx.Tx
@@ -172,9 +188,7 @@ func (s *sending) delta(ctx context.Context) error {
 func (s *sending) full(ctx context.Context) error {
 	// What the peer undid is still what it has, but its own commits may have gone on; it is a slave, so they have not.
 	var sums map[string]string
-	var schema int64
-	err := s.tx.QueryRow(ctx, "SELECT node.sums(), (SELECT max(version_id) FROM node.migration WHERE is_applied)").Scan(&sums, &schema)
-	if err != nil {
+	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&sums); err != nil {
 		return err
 	}
 	var tables []string
@@ -194,11 +208,7 @@ func (s *sending) full(ctx context.Context) error {
 		return err
 	}
 	s.stats.Full, s.stats.Tables = true, tables
-	err = s.send(ctx, sql, tables)
-	if errors.Is(mapError(err), ErrDrift) && s.there.schema < schema {
-		return fmt.Errorf("%w: schema %d there, %d here", ErrNewer, s.there.schema, schema)
-	}
-	return err
+	return s.send(ctx, sql, tables)
 }
 
 // send copies the rows of a query to the peer and applies them there, in one transaction at the peer.
