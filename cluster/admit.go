@@ -30,63 +30,132 @@ func (n *Node) HandleJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.J
 	return reply, nil
 }
 
-func (n *Node) admit(ctx context.Context, req tunnel.JoinRequest) (reply tunnel.JoinReply, again bool, err error) {
-	node := req.Node
-	if node.Name == "" || node.UUID == "" {
-		return reply, false, fmt.Errorf("%w: no name or no UUID", ErrBadRequest)
+// HandleCheckJoin is HandleJoin as a dry run: the same checks in the same transaction, which is then taken back.
+// Errors are *tunnel.JoinError.
+func (n *Node) HandleCheckJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.JoinCheck, error) {
+	check, err := n.checkJoin(ctx, req)
+	if err != nil {
+		je := joinError(err)
+		n.o.Log.Info().Str("name", req.Node.Name).Str("address", req.Node.Address).Str("code", string(je.Code)).Err(err).Msg("join.checked")
+		return tunnel.JoinCheck{}, je
+	}
+	n.o.Log.Info().Str("name", req.Node.Name).Str("address", req.Node.Address).Msg("join.checked")
+	return check, nil
+}
+
+// errChecked takes a transaction back in which every check has passed.
+var errChecked = errors.New("a dry run")
+
+func (n *Node) checkJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.JoinCheck, error) {
+	st, rows, err := n.mayAdmit(ctx, req)
+	if err != nil {
+		return tunnel.JoinCheck{}, err
+	}
+	check := tunnel.JoinCheck{ClusterID: st.ClusterID, Position: st.Position, Rows: rows}
+	_, err = n.o.DB.Commit(ctx, joinAuthor(req.Node), func(ctx context.Context, tx *db.Tx) error {
+		e, err := n.enrol(ctx, tx, req)
+		if err != nil {
+			return err
+		}
+		check.CID = e.node.CID
+		for _, m := range e.snap.Nodes {
+			if m.CID != check.CID {
+				check.Members++
+			}
+		}
+		return errChecked
+	}, nil)
+	if !errors.Is(err, errChecked) {
+		return tunnel.JoinCheck{}, err
+	}
+	return check, nil
+}
+
+func joinAuthor(node config.Node) db.Author {
+	return db.Author{Who: "node " + node.Name, Command: "pmgcm join"}
+}
+
+// mayAdmit makes the checks that need no transaction, and gives about how many rows a new node will be pushed.
+func (n *Node) mayAdmit(ctx context.Context, req tunnel.JoinRequest) (db.State, int64, error) {
+	if req.Node.Name == "" || req.Node.UUID == "" {
+		return db.State{}, 0, fmt.Errorf("%w: no name or no UUID", ErrBadRequest)
 	}
 	st, err := n.ownState(ctx)
+	switch {
+	case err != nil:
+		return st, 0, err
+	case st.CID == 0:
+		return st, 0, ErrNoCluster
+	case !st.IsMaster():
+		return st, 0, n.notMaster(st)
+	}
+	rows, schema, err := n.o.DB.Size(ctx)
+	if err == nil && req.Schema != 0 && req.Schema < schema {
+		err = fmt.Errorf("%w: schema %d here, %d on the master", ErrOlderVersion, req.Schema, schema)
+	}
+	return st, rows, err
+}
+
+// An enrolment is a node as its row says, and the configuration with that.
+type enrolment struct {
+	node  config.Node
+	snap  *config.Snapshot
+	again bool // the same key was let in before
+}
+
+// enrol takes the token and writes the node's row.
+func (n *Node) enrol(ctx context.Context, tx *db.Tx, req tunnel.JoinRequest) (enrolment, error) {
+	e := enrolment{node: req.Node}
+	var err error
+	if e.snap, err = tx.Snapshot(ctx); err != nil {
+		return e, err
+	}
+	if err := tx.TakeToken(ctx, tokenHash(req.Token), e.node.PublicKey); err != nil {
+		return e, err
+	}
+	if e.node.CID, e.again, err = place(e.snap, e.node); err != nil {
+		return e, err
+	}
+	if !e.again {
+		highest, err := tx.MaxCID(ctx)
+		if err != nil {
+			return e, err
+		}
+		e.node.CID, e.node.JoinedAt = highest+1, n.o.Now().UTC().Truncate(time.Microsecond)
+	} else if old, ok := memberOf(e.snap.Nodes, e.node.CID); ok {
+		e.node.JoinedAt, e.node.Promotable = old.JoinedAt, old.Promotable
+	}
+	return e, tx.PutNode(ctx, e.node)
+}
+
+func (n *Node) admit(ctx context.Context, req tunnel.JoinRequest) (reply tunnel.JoinReply, again bool, err error) {
+	st, rows, err := n.mayAdmit(ctx, req)
 	if err != nil {
 		return reply, false, err
-	}
-	if st.CID == 0 {
-		return reply, false, ErrNoCluster
-	}
-	if !st.IsMaster() {
-		return reply, false, n.notMaster(st)
 	}
 	ca, err := tunnel.LoadOrMakeCA(n.o.Local.KeyDir())
 	if err != nil {
 		return reply, false, err
 	}
-	author := db.Author{Who: "node " + node.Name, Command: "pmgcm join"}
-	var snap *config.Snapshot
-	reply.Position, err = n.o.DB.Commit(ctx, author, func(ctx context.Context, tx *db.Tx) error {
+	var e enrolment
+	reply.Position, err = n.o.DB.Commit(ctx, joinAuthor(req.Node), func(ctx context.Context, tx *db.Tx) error {
 		var err error
-		if snap, err = tx.Snapshot(ctx); err != nil {
+		if e, err = n.enrol(ctx, tx, req); err != nil {
 			return err
 		}
-		if err := tx.TakeToken(ctx, tokenHash(req.Token), node.PublicKey); err != nil {
+		if err := putOwnCA(ctx, tx, e.snap, ca.Config(st.CID)); err != nil {
 			return err
 		}
-		if node.CID, again, err = place(snap, node); err != nil {
-			return err
-		}
-		if !again {
-			highest, err := tx.MaxCID(ctx)
-			if err != nil {
-				return err
-			}
-			node.CID, node.JoinedAt = highest+1, n.o.Now().UTC().Truncate(time.Microsecond)
-		} else if old, ok := memberOf(snap.Nodes, node.CID); ok {
-			node.JoinedAt, node.Promotable = old.JoinedAt, old.Promotable
-		}
-		if err := tx.PutNode(ctx, node); err != nil {
-			return err
-		}
-		if err := putOwnCA(ctx, tx, snap, ca.Config(st.CID)); err != nil {
-			return err
-		}
-		snap, err = tx.Snapshot(ctx)
+		e.snap, err = tx.Snapshot(ctx)
 		return err
 	}, nil)
 	if err != nil {
 		return reply, false, err
 	}
-	reply.Tunnel = snap.Tunnel()
-	reply.ClusterID, reply.CID, reply.Epoch, reply.Nodes, reply.CAs = st.ClusterID, node.CID, reply.Position.Epoch, snap.Nodes, snap.CAs
-	reply.Certs, err = ca.Sign(node.PublicKey, node.CID, st.ClusterID, certValidity)
-	return reply, again, err
+	reply.Tunnel, reply.Rows = e.snap.Tunnel(), rows
+	reply.ClusterID, reply.CID, reply.Epoch, reply.Nodes, reply.CAs = st.ClusterID, e.node.CID, reply.Position.Epoch, e.snap.Nodes, e.snap.CAs
+	reply.Certs, err = ca.Sign(e.node.PublicKey, e.node.CID, st.ClusterID, certValidity)
+	return reply, e.again, err
 }
 
 // putOwnCA makes the cluster trust this node's CA, where it does not yet.
@@ -133,6 +202,7 @@ const (
 	codeNameTaken    tunnel.JoinCode = "name_taken"
 	codeAddressTaken tunnel.JoinCode = "address_taken"
 	codeGhost        tunnel.JoinCode = "ghost"
+	codeOlderVersion tunnel.JoinCode = "older_version"
 )
 
 // joinCodes are the refusals of a join; both sides read this table.
@@ -151,6 +221,7 @@ var joinCodes = []struct {
 	{codeNameTaken, ErrNameTaken, ErrNameTaken},
 	{codeAddressTaken, ErrAddressTaken, ErrAddressTaken},
 	{codeGhost, ErrGhost, ErrGhost},
+	{codeOlderVersion, ErrOlderVersion, ErrOlderVersion},
 	{tunnel.CodeBadRequest, ErrBadRequest, ErrBadRequest},
 	{tunnel.CodeOtherIdentity, tunnel.ErrOtherIdentity, ErrBadRequest},
 	{tunnel.CodeTooMany, tunnel.ErrTooManyJoins, ErrTooManyJoins},

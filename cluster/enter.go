@@ -56,15 +56,8 @@ func (o *Operator) endJoin() { _ = os.Remove(o.joinFile()) }
 // Join makes this node a member of the master's cluster. The configuration that it held is destroyed and filled from the master;
 // it returns once the own position equals the master's. Killed anywhere it can be run again: the same key gets the same CID.
 func (o *Operator) Join(ctx context.Context, p JoinParams) (config.CID, error) {
-	st, err := o.state(ctx)
+	st, req, err := o.readyToJoin(ctx, &p)
 	if err != nil {
-		return 0, err
-	}
-	if err := o.needDaemon(ctx); err != nil {
-		return 0, err
-	}
-	p.Address = withPort(p.Address, config.DefaultTunnelPort)
-	if err := o.mayJoin(st, p); err != nil {
 		return 0, err
 	}
 	key, err := tunnel.LoadOrMakeKey(o.Local.KeyDir())
@@ -74,7 +67,7 @@ func (o *Operator) Join(ctx context.Context, p JoinParams) (config.CID, error) {
 	if err := o.beginJoin(p); err != nil {
 		return 0, err
 	}
-	req := tunnel.JoinRequest{Token: p.Token, Node: selfNode(o.Local, key.Public(), time.Now())}
+	req.Node = selfNode(o.Local, key.Public(), time.Now())
 	reply, err := tunnel.Join(ctx, p.Address, p.Fingerprint, key, req, p.Confirm)
 	if err != nil {
 		if st.CID == 0 {
@@ -82,8 +75,8 @@ func (o *Operator) Join(ctx context.Context, p JoinParams) (config.CID, error) {
 		}
 		return 0, o.joinFailed(p.Address, err)
 	}
-	if st.CID != 0 && (st.ClusterID != reply.ClusterID || st.CID != reply.CID) {
-		return 0, fmt.Errorf("%w: here is node %d of cluster %s, there we would be node %d of %s", ErrOtherJoin, st.CID, st.ClusterID, reply.CID, reply.ClusterID)
+	if err := sameJoin(st, reply.ClusterID, reply.CID); err != nil {
+		return 0, err
 	}
 	o.say("%s took this node in as number %d", p.Address, reply.CID)
 	if err := o.enter(ctx, reply); err != nil {
@@ -95,6 +88,61 @@ func (o *Operator) Join(ctx context.Context, p JoinParams) (config.CID, error) {
 	o.waitKnown(ctx, reply)
 	o.endJoin()
 	return reply.CID, nil
+}
+
+// readyToJoin makes the checks of this side, completes the address, and gives what this node asks with, but for itself.
+func (o *Operator) readyToJoin(ctx context.Context, p *JoinParams) (db.State, tunnel.JoinRequest, error) {
+	req := tunnel.JoinRequest{Token: p.Token}
+	st, err := o.state(ctx)
+	if err != nil {
+		return st, req, err
+	}
+	if err := o.needDaemon(ctx); err != nil {
+		return st, req, err
+	}
+	p.Address = withPort(p.Address, config.DefaultTunnelPort)
+	if err := o.mayJoin(st, *p); err != nil {
+		return st, req, err
+	}
+	_, req.Schema, err = o.DB.Size(ctx)
+	return st, req, err
+}
+
+// A JoinOutlook is what a join would do.
+type JoinOutlook struct {
+	tunnel.JoinCheck
+	// Own is the configuration of this node, which it would destroy.
+	Own *config.Snapshot
+}
+
+// CheckJoin is Join as a dry run: all checks are made on both sides, and nothing is changed, here or there. The token stays unused.
+func (o *Operator) CheckJoin(ctx context.Context, p JoinParams) (JoinOutlook, error) {
+	st, req, err := o.readyToJoin(ctx, &p)
+	if err != nil {
+		return JoinOutlook{}, err
+	}
+	key, err := tunnel.LoadOrLendKey(o.Local.KeyDir())
+	if err != nil {
+		return JoinOutlook{}, fmt.Errorf("read node key: %w", err)
+	}
+	req.Node = selfNode(o.Local, key.Public(), time.Now())
+	check, err := tunnel.CheckJoin(ctx, p.Address, p.Fingerprint, key, req, p.Confirm)
+	if err != nil {
+		return JoinOutlook{}, o.joinFailed(p.Address, err)
+	}
+	if err := sameJoin(st, check.ClusterID, check.CID); err != nil {
+		return JoinOutlook{}, err
+	}
+	own, err := o.DB.Load(ctx)
+	return JoinOutlook{JoinCheck: check, Own: own}, err
+}
+
+// sameJoin refuses to finish a join at another cluster, or as another node, than it was begun.
+func sameJoin(st db.State, clusterID string, cid config.CID) error {
+	if st.CID != 0 && (st.ClusterID != clusterID || st.CID != cid) {
+		return fmt.Errorf("%w: here is node %d of cluster %s, there we would be node %d of %s", ErrOtherJoin, st.CID, st.ClusterID, cid, clusterID)
+	}
+	return nil
 }
 
 // mayJoin refuses on a node that is in a cluster, unless this very join was begun here and is not finished.
@@ -168,7 +216,11 @@ func (o *Operator) firstPush(ctx context.Context, r tunnel.JoinReply) error {
 	}
 	o.say("tunnel is up, receiving the configuration, serial %d", there.Position.Serial)
 	var mine db.State
+	seen := &arrival{of: r.Rows}
 	done := poll(ctx, pushPatience, func() bool {
+		if line := seen.look(o.DB.Incoming(ctx)); line != "" {
+			o.say("%s", line)
+		}
 		if mine, lastErr = o.state(ctx); lastErr != nil || joining(mine) {
 			return false
 		}
@@ -180,6 +232,26 @@ func (o *Operator) firstPush(ctx context.Context, r tunnel.JoinReply) error {
 	}
 	o.say("in sync with node %d at %v", master, mine.Position)
 	return nil
+}
+
+// An arrival is how far the rows of the first push are.
+type arrival struct {
+	of   int64 // how many there will be, about; 0: not known
+	rows int64 // what was said last
+	next time.Time
+}
+
+// look gives a line for what has come in by now, at most one a second, and none while nothing new has.
+func (a *arrival) look(rows, bytes int64, err error) string {
+	if err != nil || rows <= a.rows || time.Now().Before(a.next) { // an error is that of the next look at the own position, too
+		return ""
+	}
+	a.rows, a.next = rows, time.Now().Add(time.Second)
+	of := ""
+	if a.of >= rows {
+		of = fmt.Sprintf(" of about %d", a.of)
+	}
+	return fmt.Sprintf("received %d%s rows, %.1f MB", rows, of, float64(bytes)/1e6)
 }
 
 // waitKnown waits until a majority of the members that were there before holds this node's row, and says who does not yet.

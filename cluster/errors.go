@@ -85,6 +85,8 @@ var (
 	ErrAddressTaken = errors.New("node address already in use")
 	// ErrGhost: the same machine and state directory is a member under another key.
 	ErrGhost = errors.New("this machine is known as another node")
+	// ErrOlderVersion: the joining node's schema is older than the master's, which would not push to it.
+	ErrOlderVersion = errors.New("this node's version is older than the master's")
 	// ErrBadRequest: what the joining node said of itself is not usable.
 	ErrBadRequest = errors.New("join request refused")
 	// ErrTooManyJoins: the master was asked too often from here.

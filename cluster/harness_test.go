@@ -129,6 +129,9 @@ func (n *testNode) start() *testNode {
 		Join: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinReply, error) {
 			return node.HandleJoin(ctx, r)
 		},
+		CheckJoin: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinCheck, error) {
+			return node.HandleCheckJoin(ctx, r)
+		},
 		Services: map[string]tunnel.Handler{
 			tunnel.ServicePostgres: tunnel.ServePostgres(d.Backend),
 			tunnel.ServiceControl: func(ctx context.Context, from config.CID, c net.Conn) {

@@ -19,8 +19,10 @@ import (
 
 const (
 	// joinChannel carries one request and one answer, both JSON, each ended by the end of the stream.
-	joinChannel     = "join@mailproxy"
-	joinVersion     = 1
+	joinChannel = "join@mailproxy"
+	joinVersion = 1
+	// checkVersion is that of a dry run: a node that knows none refuses it, and does not take it for a join.
+	checkVersion    = 2
 	maxRequestBytes = 64 << 10
 	maxReplyBytes   = 4 << 20
 )
@@ -30,6 +32,10 @@ type JoinRequest struct {
 	Version int         `json:"version"`
 	Token   string      `json:"token"`
 	Node    config.Node `json:"node"`
+	// DryRun asks whether a join would be let in, and changes nothing: see CheckJoin.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Schema is the newest migration of the node's database; 0: not said.
+	Schema int64 `json:"schema,omitempty"`
 	// Client is the address that the request came from; set by the answering side.
 	Client string `json:"-"`
 }
@@ -45,6 +51,17 @@ type JoinReply struct {
 	Position  config.Position `json:"position"`
 	// Tunnel is what carries the connections from here on; empty is TunnelSSH.
 	Tunnel config.TunnelKind `json:"tunnel,omitempty"`
+	// Rows is about how many rows the node will be pushed; 0: not said.
+	Rows int64 `json:"rows,omitempty"`
+}
+
+// JoinCheck is what a join would make of a node that passed every check of the other side.
+type JoinCheck struct {
+	ClusterID string          `json:"cluster_id"`
+	CID       config.CID      `json:"cid"`
+	Members   int             `json:"members"` // as there are without it
+	Position  config.Position `json:"position"`
+	Rows      int64           `json:"rows"` // about how many it would be pushed
 }
 
 // Identity gives what SaveIdentity keeps of the reply.
@@ -120,10 +137,11 @@ func (e *JoinError) Error() string {
 // Is finds the code's sentinel.
 func (e *JoinError) Is(target error) bool { return target != nil && e.Code.sentinel() == target }
 
-// answer is what travels back: one of the two.
+// joinAnswer is what travels back: one of the three.
 type joinAnswer struct {
 	Error *JoinError `json:"error,omitempty"`
 	Reply *JoinReply `json:"reply,omitempty"`
+	Check *JoinCheck `json:"check,omitempty"`
 }
 
 // decodeRequest reads a request and checks the shape of what strangers may say.
@@ -135,8 +153,8 @@ func decodeRequest(data []byte) (JoinRequest, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return r, fmt.Errorf("%w: no JSON request", ErrBadRequest)
 	}
-	if r.Version != joinVersion {
-		return r, fmt.Errorf("%w: version %d of the exchange, want %d", ErrBadRequest, r.Version, joinVersion)
+	if want := versionOf(r); r.Version != want {
+		return r, fmt.Errorf("%w: version %d of the exchange, want %d", ErrBadRequest, r.Version, want)
 	}
 	if r.Node.CID != 0 {
 		return r, fmt.Errorf("%w: it has a CID", ErrBadRequest)
@@ -159,6 +177,14 @@ func decodeRequest(data []byte) (JoinRequest, error) {
 		return r, fmt.Errorf("%w: public key: %w", ErrBadRequest, err)
 	}
 	return r, nil
+}
+
+// versionOf is the version of the exchange that a request is made in.
+func versionOf(r JoinRequest) int {
+	if r.DryRun {
+		return checkVersion
+	}
+	return joinVersion
 }
 
 // A field of a request: a short word.
@@ -185,25 +211,50 @@ func (f field) check() error {
 	return nil
 }
 
-// decodeAnswer reads an answer to the request of the node with this key, from the node with the host key that was pinned.
-func decodeAnswer(data []byte, own, host ssh.PublicKey) (JoinReply, error) {
-	var a joinAnswer
-	if len(data) > maxReplyBytes {
-		return JoinReply{}, fmt.Errorf("%w: longer than %d bytes", ErrBadReply, maxReplyBytes)
-	}
-	if err := json.Unmarshal(data, &a); err != nil {
-		return JoinReply{}, fmt.Errorf("%w: no JSON answer", ErrBadReply)
-	}
+// decodeReply reads an answer to the request of the node with this key, from the node with the host key that was pinned.
+func decodeReply(data []byte, own, host ssh.PublicKey) (JoinReply, error) {
+	a, err := decodeAnswer(data)
 	switch {
-	case a.Error != nil && a.Reply == nil:
-		e := *a.Error
-		e.Code = JoinCode(cleaned(string(e.Code), 64))
-		e.Text, e.MasterName, e.MasterAddress = cleaned(e.Text, 500), cleaned(e.MasterName, 253), cleaned(e.MasterAddress, 300)
-		return JoinReply{}, &e
-	case a.Reply == nil || a.Error != nil:
+	case err != nil:
+		return JoinReply{}, err
+	case a.Reply == nil:
 		return JoinReply{}, fmt.Errorf("%w: neither a reply nor an error", ErrBadReply)
 	}
 	return *a.Reply, a.Reply.check(own, host)
+}
+
+// decodeCheck reads an answer to a dry run.
+func decodeCheck(data []byte) (JoinCheck, error) {
+	a, err := decodeAnswer(data)
+	switch {
+	case err != nil:
+		return JoinCheck{}, err
+	case a.Check == nil || a.Check.CID <= 0 || len(a.Check.ClusterID) > 64:
+		return JoinCheck{}, fmt.Errorf("%w: no outcome of a check", ErrBadReply)
+	}
+	a.Check.ClusterID = cleaned(a.Check.ClusterID, 64)
+	return *a.Check, nil
+}
+
+// decodeAnswer reads an answer; a refusal is a *JoinError.
+func decodeAnswer(data []byte) (joinAnswer, error) {
+	var a joinAnswer
+	if len(data) > maxReplyBytes {
+		return a, fmt.Errorf("%w: longer than %d bytes", ErrBadReply, maxReplyBytes)
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, fmt.Errorf("%w: no JSON answer", ErrBadReply)
+	}
+	switch {
+	case a.Error == nil:
+		return a, nil
+	case a.Reply != nil || a.Check != nil:
+		return a, fmt.Errorf("%w: both a reply and an error", ErrBadReply)
+	}
+	e := *a.Error
+	e.Code = JoinCode(cleaned(string(e.Code), 64))
+	e.Text, e.MasterName, e.MasterAddress = cleaned(e.Text, 500), cleaned(e.MasterName, 253), cleaned(e.MasterAddress, 300)
+	return a, &e
 }
 
 // check refuses a reply by which this node would not be let in, or would not know the node that let it in.
@@ -244,25 +295,46 @@ func Join(ctx context.Context, addr, fingerprint string, key *Key, req JoinReque
 
 func joinWith(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool, c timing,
 ) (JoinReply, error) {
-	if fingerprint == "" {
-		found, err := HostFingerprint(ctx, addr)
-		if err != nil {
-			return JoinReply{}, err
-		}
-		if confirm == nil || !confirm(found) {
-			return JoinReply{}, fmt.Errorf("%w: %s at %s was not confirmed", ErrFingerprint, found, addr)
-		}
-		fingerprint = found
-	}
-	req.Version = joinVersion
-	req.Node.CID, req.Node.PublicKey = 0, key.Public()
-	text, err := json.Marshal(req)
+	answer, host, err := askJoin(ctx, addr, fingerprint, key, req, confirm, c)
 	if err != nil {
 		return JoinReply{}, err
 	}
+	return decodeReply(answer, key.signer.PublicKey(), host)
+}
+
+// CheckJoin is Join as a dry run: the other side makes every check, and neither side changes anything; the token stays unused.
+func CheckJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool,
+) (JoinCheck, error) {
+	req.DryRun = true
+	answer, _, err := askJoin(ctx, addr, fingerprint, key, req, confirm, defaultTiming())
+	if err != nil {
+		return JoinCheck{}, err
+	}
+	return decodeCheck(answer)
+}
+
+// askJoin gives the answer to a request, and the key of the host that gave it.
+func askJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool, c timing,
+) ([]byte, ssh.PublicKey, error) {
+	if fingerprint == "" {
+		found, err := HostFingerprint(ctx, addr)
+		if err != nil {
+			return nil, nil, err
+		}
+		if confirm == nil || !confirm(found) {
+			return nil, nil, fmt.Errorf("%w: %s at %s was not confirmed", ErrFingerprint, found, addr)
+		}
+		fingerprint = found
+	}
+	req.Version = versionOf(req)
+	req.Node.CID, req.Node.PublicKey = 0, key.Public()
+	text, err := json.Marshal(req)
+	if err != nil {
+		return nil, nil, err
+	}
 	// What the other side would refuse is better said here.
 	if _, err := decodeRequest(text); err != nil {
-		return JoinReply{}, err
+		return nil, nil, err
 	}
 	var host ssh.PublicKey
 	pinned := func(_ string, _ net.Addr, presented ssh.PublicKey) error {
@@ -276,9 +348,9 @@ func joinWith(ctx context.Context, addr, fingerprint string, key *Key, req JoinR
 	defer cancel()
 	answer, err := exchange(ctx, addr, key, pinned, text)
 	if err != nil {
-		return JoinReply{}, fmt.Errorf("join at %s: %w", addr, err)
+		return nil, nil, fmt.Errorf("join at %s: %w", addr, err)
 	}
-	return decodeAnswer(answer, key.signer.PublicKey(), host)
+	return answer, host, nil
 }
 
 // HostFingerprint gives the fingerprint of the host key at addr; who has it is not proven.

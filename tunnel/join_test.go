@@ -327,7 +327,7 @@ func TestRepliesAreChecked(t *testing.T) {
 		}
 	}
 	decode := func(a joinAnswer) error {
-		_, err := decodeAnswer(must(json.Marshal(a)), k.signer.PublicKey(), host.signer.PublicKey())
+		_, err := decodeReply(must(json.Marshal(a)), k.signer.PublicKey(), host.signer.PublicKey())
 		return err
 	}
 	r := good()
@@ -382,7 +382,7 @@ func FuzzJoinAnswer(f *testing.F) {
 	f.Add([]byte(`{"error":{"code":"token_used","text":"x"}}`))
 	f.Add([]byte(`{"reply":{"cluster_id":"x","cid":2}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, err := decodeAnswer(data, k.signer.PublicKey(), k.signer.PublicKey())
+		_, err := decodeReply(data, k.signer.PublicKey(), k.signer.PublicKey())
 		var refused *JoinError
 		switch {
 		case err == nil:
@@ -404,4 +404,59 @@ func newKeyAt(t testing.TB, dir string) *Key {
 		t.Fatal(err)
 	}
 	return k
+}
+
+// A node of a version without dry runs wants version 1, and must not take one for a join.
+func TestADryRunIsOfAnotherVersionOfTheExchange(t *testing.T) {
+	k := newKey(t)
+	for _, c := range []struct {
+		version int
+		dryRun  bool
+		ok      bool
+	}{{1, false, true}, {2, true, true}, {1, true, false}, {2, false, false}} {
+		r := request(k)
+		r.Version, r.DryRun, r.Node.PublicKey = c.version, c.dryRun, k.Public()
+		if _, err := decodeRequest(must(json.Marshal(r))); (err == nil) != c.ok {
+			t.Errorf("version %d, dry run %v: %v", c.version, c.dryRun, err)
+		}
+	}
+	if v := versionOf(JoinRequest{DryRun: true}); v == joinVersion {
+		t.Error("a dry run is asked for in the version of a join")
+	}
+}
+
+func TestOutcomesOfADryRunAreChecked(t *testing.T) {
+	good := JoinCheck{ClusterID: testCluster, CID: 2}
+	if _, err := decodeCheck(must(json.Marshal(joinAnswer{Check: &good}))); err != nil {
+		t.Fatal(err)
+	}
+	for what, a := range map[string]joinAnswer{
+		"none":           {},
+		"a join's reply": {Reply: &JoinReply{CID: 2}},
+		"no CID":         {Check: &JoinCheck{ClusterID: testCluster}},
+		"a long cluster": {Check: &JoinCheck{ClusterID: strings.Repeat("x", 65), CID: 2}},
+		"and an error":   {Check: &good, Error: &JoinError{Code: CodeInternal}},
+	} {
+		if _, err := decodeCheck(must(json.Marshal(a))); !errors.Is(err, ErrBadReply) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestALentKeyIsNotKept(t *testing.T) {
+	dir := t.TempDir() + "/keys"
+	a, err := LoadOrLendKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory: %v", err)
+	}
+	kept, err := LoadOrMakeKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := LoadOrLendKey(dir); err != nil || b.Public() != kept.Public() || b.Public() == a.Public() {
+		t.Errorf("with a key there: %v", err)
+	}
 }

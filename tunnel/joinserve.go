@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"mailproxy/config"
 )
 
 // serveJoin answers one join request on a connection that is good for nothing else, and ends it.
@@ -68,8 +70,7 @@ func firstChannel(channels <-chan ssh.NewChannel, first chan<- ssh.NewChannel) {
 // answerJoin reads the request and writes the answer.
 func (t *Tunnel) answerJoin(ctx context.Context, s io.ReadWriter, c ssh.ConnMetadata, by who) {
 	began := time.Now()
-	reply, request, err := t.join(ctx, s, c, by)
-	answer := joinAnswer{Reply: &reply}
+	answer, request, err := t.join(ctx, s, c, by)
 	if err != nil {
 		answer = joinAnswer{Error: joinError(err)}
 	}
@@ -86,34 +87,49 @@ func (t *Tunnel) answerJoin(ctx context.Context, s io.ReadWriter, c ssh.ConnMeta
 		e = t.o.Log.Warn().Str("err", err.Error()).Str("reason", string(joinError(err).Code))
 	}
 	e.Str("client", c.RemoteAddr().String()).Str("name", request.Node.Name).Str("address", request.Node.Address).
-		Int("node", int(reply.CID)).Int64("took_ms", time.Since(began).Milliseconds()).Msg("join.answered")
+		Bool("dry_run", request.DryRun).Int("node", int(answer.cid())).Int64("took_ms", time.Since(began).Milliseconds()).Msg("join.answered")
 	s.Write(text) //nolint:errcheck // who has gone asks again
 }
 
-func (t *Tunnel) join(ctx context.Context, s io.Reader, c ssh.ConnMetadata, by who) (JoinReply, JoinRequest, error) {
+func (t *Tunnel) join(ctx context.Context, s io.Reader, c ssh.ConnMetadata, by who) (joinAnswer, JoinRequest, error) {
 	var request JoinRequest
 	if !t.joins.take(hostOf(c.RemoteAddr()), time.Now()) {
-		return JoinReply{}, request, &JoinError{Code: CodeTooMany, Text: "too many join attempts from this address; try again in a minute"}
+		return joinAnswer{}, request, &JoinError{Code: CodeTooMany, Text: "too many join attempts from this address; try again in a minute"}
 	}
 	if !t.joining.take("") {
-		return JoinReply{}, request, &JoinError{Code: CodeTooMany, Text: "too many nodes join at once; try again in a minute"}
+		return joinAnswer{}, request, &JoinError{Code: CodeTooMany, Text: "too many nodes join at once; try again in a minute"}
 	}
 	defer t.joining.give("")
 	data, err := io.ReadAll(io.LimitReader(s, maxRequestBytes+1))
 	if err != nil {
-		return JoinReply{}, request, fmt.Errorf("read join request: %w", err)
+		return joinAnswer{}, request, fmt.Errorf("read join request: %w", err)
 	}
 	if request, err = decodeRequest(data); err != nil {
-		return JoinReply{}, JoinRequest{}, err
+		return joinAnswer{}, JoinRequest{}, err
 	}
 	key, err := parsePublic(request.Node.PublicKey)
 	if err != nil || string(key.Marshal()) != by.key {
-		return JoinReply{}, request, &JoinError{Code: CodeBadRequest, Text: "the public key is not the one of this connection"}
+		return joinAnswer{}, request, &JoinError{Code: CodeBadRequest, Text: "the public key is not the one of this connection"}
 	}
 	request.Node.PublicKey = by.text
 	request.Client = c.RemoteAddr().String()
+	if request.DryRun {
+		check, err := t.o.CheckJoin(ctx, request)
+		return joinAnswer{Check: &check}, request, err
+	}
 	reply, err := t.o.Join(ctx, request)
-	return reply, request, err
+	return joinAnswer{Reply: &reply}, request, err
+}
+
+// cid is the node's that the answer lets in, or would; 0: none.
+func (a joinAnswer) cid() config.CID {
+	switch {
+	case a.Reply != nil:
+		return a.Reply.CID
+	case a.Check != nil:
+		return a.Check.CID
+	}
+	return 0
 }
 
 // joinError makes any error one that may be told to a stranger.

@@ -46,6 +46,32 @@ func LoadOrMakeKey(dir string) (*Key, error) {
 	return &Key{signer, private}, nil
 }
 
+// LoadOrLendKey is LoadOrMakeKey that writes nothing: where there is no key, it gives one that is not kept.
+func LoadOrLendKey(dir string) (*Key, error) {
+	private, err := loadKey(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, private, err = ed25519.GenerateKey(rand.Reader)
+	}
+	if err != nil {
+		return nil, err
+	}
+	signer, err := ssh.NewSignerFromSigner(private)
+	if err != nil {
+		return nil, err
+	}
+	return &Key{signer, private}, nil
+}
+
+func loadKey(dir string) (ed25519.PrivateKey, error) {
+	d, err := openKeyDirToRead(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open key directory: %w", err)
+	}
+	defer d.close()
+	private, _, err := d.loadPrivate(nodeKeyFile)
+	return private, err
+}
+
 // Public gives the public key in authorized_keys form, without comment.
 func (k *Key) Public() string { return publicText(k.signer.PublicKey()) }
 

@@ -38,7 +38,9 @@ type Options struct {
 	Services map[string]Handler
 	// Join answers a node that wants to join; nil: none may. Its errors should be a *JoinError.
 	Join func(context.Context, JoinRequest) (JoinReply, error)
-	Log  zerolog.Logger
+	// CheckJoin answers a dry run of the same, and changes nothing; it is there where Join is.
+	CheckJoin func(context.Context, JoinRequest) (JoinCheck, error)
+	Log       zerolog.Logger
 	// Now is the clock for certificates; nil: time.Now.
 	Now func() time.Time
 }

@@ -71,6 +71,9 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Join: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinReply, error) {
 			return d.node.HandleJoin(ctx, r)
 		},
+		CheckJoin: func(ctx context.Context, r tunnel.JoinRequest) (tunnel.JoinCheck, error) {
+			return d.node.HandleCheckJoin(ctx, r)
+		},
 		Log: log,
 	})
 	d.node = cluster.New(cluster.Options{

@@ -54,6 +54,7 @@ var hints = []struct {
 	{cluster.ErrNameTaken, `change "name" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
 	{cluster.ErrAddressTaken, `change "address" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
 	{cluster.ErrGhost, `if it was installed again: "pmgcm delete CID" on the master, then join again`},
+	{cluster.ErrOlderVersion, `upgrade mailproxy here, restart the daemon, then join again`},
 	{cluster.ErrBadRequest, `check name and address in this node's file`},
 	{cluster.ErrTooManyJoins, `wait a minute, then run the same command again`},
 	{cluster.ErrJoinFailed, `the master's log says why: "journalctl -u mailproxy" there`},

@@ -30,6 +30,7 @@ func joinCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "fingerprint", Usage: "the master's key as `SHA256:…`"},
 			&cli.StringFlag{Name: "token", Usage: "the one-time `TOKEN` that join-cmd printed"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "make all checks on both sides, say what would be destroyed, and change nothing; the token stays unused"},
 		},
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, "MASTER_IP")
@@ -48,6 +49,14 @@ func joinCommand() *cli.Command {
 				return asked(c, "Are you sure you want to continue connecting")
 			}
 			return withOperator(c, "pmgcm join", func(o *cluster.Operator) error {
+				if c.Bool("dry-run") {
+					out, err := o.CheckJoin(c.Context, p)
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprint(c.App.Writer, outlookText(out))
+					return err
+				}
 				if _, err := o.Join(c.Context, p); err != nil {
 					return err
 				}
@@ -56,6 +65,27 @@ func joinCommand() *cli.Command {
 			})
 		},
 	}
+}
+
+// outlookText says what a join would do.
+func outlookText(o cluster.JoinOutlook) string {
+	own := o.Own
+	return fmt.Sprintf("the master would take this node in as number %d, beside %s, in cluster %s\n"+
+		"it would push its configuration %v, about %s\n"+
+		"destroyed here: %s, %s, %s, %s, and the history of %s\n"+
+		"kept here: queued mail, the node file, the node's key\n"+
+		"dry run: nothing was changed, and the token can still be used\n",
+		o.CID, count(o.Members, "member"), o.ClusterID, o.Position, count(int(o.Rows), "row"),
+		count(len(own.Domains), "domain"), count(len(own.Transports), "transport"), count(len(own.Networks), "network"),
+		count(len(own.Settings), "setting"), count(int(own.Position.Serial), "commit"))
+}
+
+// count is a number of things: "1 domain", "2 domains".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func joinCmdCommand() *cli.Command {
