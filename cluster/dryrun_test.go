@@ -37,6 +37,9 @@ func TestADryRunOfAJoinMakesAllChecksAndChangesNothing(t *testing.T) {
 	p := master.joinParams()
 	inSync(t, nodes...)
 	eventually(t, "the snapshot file is there", func() bool { return strings.Contains(n.files(), "own.test") })
+	if err := os.RemoveAll(n.local.KeyDir()); err != nil { // the daemon made a key; none shall come of a dry run
+		t.Fatal(err)
+	}
 	here, there, files := n.state(), master.state(), n.files()
 	keys, err := os.ReadDir(master.local.KeyDir())
 	if err != nil {

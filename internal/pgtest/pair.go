@@ -36,7 +36,9 @@ type PairServer struct {
 	t    testing.TB
 	own  *syscall.SysProcAttr
 	data string
-	cmd  *exec.Cmd // nil while it does not run
+
+	mu  sync.Mutex
+	cmd *exec.Cmd // nil while it does not run
 }
 
 // seed is makeSeed once, below the directory of the test binary's server, with which it goes.
@@ -183,6 +185,8 @@ func (s *PairServer) Start() {
 
 // Kill ends the server at once, without a checkpoint.
 func (s *PairServer) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.cmd == nil {
 		return
 	}
@@ -262,7 +266,9 @@ func (s *PairServer) start() error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
 	s.cmd = cmd
+	s.mu.Unlock()
 	return s.answers()
 }
 
