@@ -24,10 +24,14 @@ GOLANGCI := $(shell golangci-lint version 2>/dev/null | grep -qF ' $(GOLANGCI_VE
 # Tests become other users, fill a small file system, and start real servers: as root.
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo 'sudo env "PATH=$$PATH" "GOFLAGS=$$GOFLAGS"')
 
-.PHONY: build test race lint bench demo man man-check install clean
+.PHONY: build lab test e2e chaos race lint bench demo man man-check install clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mailproxy ./cmd/pmgcm
+
+# What scripts/lab runs.
+lab:
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/lab/lab
 
 # The model of promote to its larger bounds, then everything with the race detector. That needs cgo and a PostgreSQL server's programs:
 # installed if they are not there.

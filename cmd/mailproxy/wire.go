@@ -55,7 +55,10 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 	if local.Database.DSN == "" {
 		d.instance = privateInstance(local, log)
 	}
-	var err error
+	now, err := clock()
+	if err != nil {
+		return nil, err
+	}
 	if d.db, err = db.Open(db.Options{DSN: databaseDSN(local), Log: log}); err != nil {
 		return nil, err
 	}
@@ -75,6 +78,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 			return d.node.HandleCheckJoin(ctx, r)
 		},
 		Log: log,
+		Now: now,
 	})
 	d.node = cluster.New(cluster.Options{
 		Local: local, DB: d.db, Tunnel: d.tunnel, Version: version.Version,
@@ -83,6 +87,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Starting: d.starting,
 		Draining: func() *cluster.Draining { return d.drain.status() },
 		Log:      log,
+		Now:      now,
 	})
 	d.config.tunnel, d.config.node, d.config.keyDir = d.tunnel, d.node, local.KeyDir()
 	return d, nil
