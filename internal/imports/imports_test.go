@@ -44,7 +44,9 @@ func rules() map[string]rule {
 		"internal/cliargs": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
 		"internal/testbin": {},
-		"test/e2e":         {tests: []string{"config", "web", "internal/testbin"}},
+		"test/lab":         {ours: []string{"config", "web"}, tests: []string{"internal/testbin"}},
+		"test/lab/lab":     {ours: []string{"test/lab"}, tests: []string{"internal/testbin"}},
+		"test/e2e":         {tests: []string{"config", "web", "internal/testbin", "test/lab"}},
 		"test/history":     {ours: []string{"config"}},
 		"test/bench":       {ours: []string{"config", "db"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}

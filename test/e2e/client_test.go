@@ -47,7 +47,7 @@ func TestRoughClientsAreRefusedAndDisturbNobody(t *testing.T) {
 	n.startHealthy()
 	sink := newSink()
 	sink.listen(t)
-	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.address)
+	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.Address)
 	n.takes("to@example.test")
 	const ehlo = "EHLO c.test\r\n"
 	const envelope = "MAIL FROM:<a@b.test>\r\nRCPT TO:<to@example.test>\r\nDATA\r\n"
@@ -73,7 +73,7 @@ func TestRoughClientsAreRefusedAndDisturbNobody(t *testing.T) {
 			}
 		})
 	}
-	if got := sink.count("bare"); got != 1 {
+	if got := sink.Count("bare"); got != 1 {
 		t.Errorf("the message with bare newlines came %d times", got)
 	}
 	// A body that never ends stands in nobody's way.
@@ -92,7 +92,7 @@ func TestRoughClientsAreRefusedAndDisturbNobody(t *testing.T) {
 		}
 	}
 	n.mustSend("to@example.test", "after all that")
-	if sink.count("after all that") != 1 || sink.count("endless") != 0 {
+	if sink.Count("after all that") != 1 || sink.Count("endless") != 0 {
 		t.Error("the next client's message has not arrived, or the endless one has")
 	}
 	if err := n.healthy(); err != nil {
@@ -123,9 +123,9 @@ func TestNextHopsThatMisbehave(t *testing.T) {
 	} {
 		domain := fmt.Sprintf("hop%d.test", i)
 		hop := newSink()
-		hop.replies = c.replies
+		hop.Replies = c.replies
 		hop.listen(t)
-		n.must("mailproxy", "domain", "add", domain, "--to", hop.address)
+		n.must("mailproxy", "domain", "add", domain, "--to", hop.Address)
 		n.eventually(func() error { // until it is known, the domain is somebody else's
 			reply, err := n.send("to@"+domain, "x", 0)
 			if err != nil {

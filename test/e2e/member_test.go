@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,11 +8,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestDeletedNodesAreLetInNowhere(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, users()[0], users()[0], users()[0])
+	c := newCluster(t, 3)
 	master, living, dead := c[0], c[1], c[2]
 	dead.crash()
 	if out := master.must("pmgcm", "delete", "3", "--yes"); !strings.Contains(out, "n3.test(3) deleted") {
@@ -86,8 +86,8 @@ func TestAJoinThatIsKilledIsRunAgain(t *testing.T) {
 	sink := newSink()
 	sink.listen(t)
 	master.must("pmgcm", "create")
-	master.must("mailproxy", "domain", "add", "example.test", "--to", sink.address)
-	joining.must("mailproxy", "domain", "add", "own.test", "--to", sink.address)
+	master.must("mailproxy", "domain", "add", "example.test", "--to", sink.Address)
+	joining.must("mailproxy", "domain", "add", "own.test", "--to", sink.Address)
 	line := master.joinArgs()
 	for _, moment := range killedAt {
 		joining.joinAndKill(moment, line)
@@ -117,13 +117,13 @@ func TestAJoinThatIsKilledIsRunAgain(t *testing.T) {
 
 func TestAJoinToAMasterBehindDroppedPacketsSaysSo(t *testing.T) {
 	t.Parallel()
-	master, joining := newNodeAs(t, "n1.test", users()[4]), newNode(t, "n2.test")
+	master, joining := newNode(t, "n1.test"), newNode(t, "n2.test")
 	master.startHealthy()
 	joining.startHealthy()
 	sink := newSink()
 	sink.listen(t)
 	master.must("pmgcm", "create")
-	joining.must("mailproxy", "domain", "add", "own.test", "--to", sink.address)
+	joining.must("mailproxy", "domain", "add", "own.test", "--to", sink.Address)
 	joining.takes("to@own.test")
 	line := master.joinArgs()
 	master.cutOff()
@@ -145,29 +145,51 @@ func TestAJoinToAMasterBehindDroppedPacketsSaysSo(t *testing.T) {
 // joinAndKill begins a join and kills it at a moment.
 func (n *node) joinAndKill(moment string, line []string) {
 	n.t.Helper()
+	out, in := n.lineByLine()
+	defer out.Close()
 	cmd := n.command("pmgcm", line...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	cmd.Stdout = in
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
-	var said []string
+	_ = in.Close()
+	var said string
 	if moment == "" {
 		n.eventually(func() error { _, err := os.Stat(filepath.Join(n.local.StateDir, "join.json")); return err })
 	} else {
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			said = append(said, lines.Text())
-			if strings.Contains(lines.Text(), moment) {
+		for line := n.peek(out); line != ""; line = n.peek(out) {
+			if said += line; strings.Contains(line, moment) {
 				break
 			}
+			_, _ = out.Read(make([]byte, len(line))) // so much is there
 		}
 	}
 	_ = cmd.Process.Kill() // it may have ended by itself, which the next lines see
-	_, _ = io.Copy(io.Discard, out)
-	err = cmd.Wait()
-	if last := strings.Join(said, "\n"); err == nil || moment != "" && !strings.Contains(last, moment) {
-		n.t.Fatalf("join was not killed at %q: %v\n%s", moment, errors.Join(err), last)
+	if err := cmd.Wait(); err == nil || moment != "" && !strings.Contains(said, moment) {
+		n.t.Fatalf("join was not killed at %q: %v\n%s", moment, err, said)
 	}
+}
+
+// lineByLine gives a pipe whose writer waits with its next line until the last has been read.
+func (n *node) lineByLine() (out, in *os.File) {
+	n.t.Helper()
+	var ends [2]int
+	n.done(unix.Pipe2(ends[:], unix.O_DIRECT|unix.O_CLOEXEC))
+	if _, err := unix.FcntlInt(uintptr(ends[0]), unix.F_SETPIPE_SZ, os.Getpagesize()); err != nil {
+		n.t.Fatal(err)
+	}
+	return os.NewFile(uintptr(ends[0]), "out"), os.NewFile(uintptr(ends[1]), "in")
+}
+
+// peek waits for a line in a pipe of lineByLine and leaves it there; empty when the writer has ended.
+func (n *node) peek(out *os.File) string {
+	n.t.Helper()
+	copied, to := n.lineByLine()
+	defer copied.Close()
+	_, err := unix.Tee(int(out.Fd()), int(to.Fd()), os.Getpagesize(), 0)
+	_ = to.Close()
+	n.done(err)
+	line, err := io.ReadAll(copied)
+	n.done(err)
+	return string(line)
 }

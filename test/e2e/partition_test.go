@@ -10,13 +10,14 @@ import (
 
 func TestAMasterThatWasCutOffStepsDownAndItsOwnCommitIsInItsJournal(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, users()[2], users()[3], users()[3])
+	c := newCluster(t, 3)
 	old, second, third := c[0], c[1], c[2]
 	sink := newSink()
 	sink.listen(t)
 	old.cutOff()
 	old.must("mailproxy", "domain", "add", "lost.test", "--to", sink.address) // at once: it has no lease any more in a moment
 	old.eventually(func() error { return old.tunnels(0) })
+	old.must("mailproxy", "domain", "add", "lost.test", "--to", sink.Address)
 	old.takes("to@lost.test")
 
 	second.eventually(func() error { // the old master is in the list, and does not answer
@@ -26,7 +27,7 @@ func TestAMasterThatWasCutOffStepsDownAndItsOwnCommitIsInItsJournal(t *testing.T
 		}
 		return fmt.Errorf("promote: exit code %d\n%s%s", code, out, errs)
 	})
-	second.must("mailproxy", "domain", "add", "kept.test", "--to", sink.address)
+	second.must("mailproxy", "domain", "add", "kept.test", "--to", sink.Address)
 	third.takes("to@kept.test") // it follows by itself
 	if out := old.must("mailproxy", "domain", "list"); strings.Contains(out, "kept.test") || !strings.Contains(out, "lost.test") {
 		t.Errorf("the old master is not cut off, it has\n%s", out)
@@ -53,7 +54,7 @@ func TestAMasterThatWasCutOffStepsDownAndItsOwnCommitIsInItsJournal(t *testing.T
 	old.eventually(func() error {
 		_, err := old.send("to@lost.test", "lost", 0)
 		var no *refusal
-		if errors.As(err, &no) && no.code == 554 {
+		if errors.As(err, &no) && no.Code == 554 {
 			return nil
 		}
 		return fmt.Errorf("the old master's own domain: %w, want 554", err)

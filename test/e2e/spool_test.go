@@ -23,7 +23,7 @@ func TestAFullSpoolIs452AndMailFlowsAgainWhenThereIsRoom(t *testing.T) {
 	n.mount(filepath.Join(n.local.StateDir, "tmp"), "66m")
 	n.startHealthy()
 	sink := newSink() // nobody listens yet: mail is queued
-	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.address)
+	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.Address)
 	n.takes("to@example.test")
 
 	free := n.fill(n.local.SpoolDir(), reserve+1<<20)
@@ -31,7 +31,7 @@ func TestAFullSpoolIs452AndMailFlowsAgainWhenThereIsRoom(t *testing.T) {
 	full := func(subject string, filler int) {
 		t.Helper()
 		var no *refusal
-		if reply, err := n.send("to@example.test", subject, filler); !errors.As(err, &no) || no.code != 452 {
+		if reply, err := n.send("to@example.test", subject, filler); !errors.As(err, &no) || no.Code != 452 {
 			t.Errorf("%s: %q, %v, want 452", subject, reply, err)
 		}
 	}
@@ -44,7 +44,7 @@ func TestAFullSpoolIs452AndMailFlowsAgainWhenThereIsRoom(t *testing.T) {
 	}
 	n.must("mailproxy", "queue", "flush")
 	n.eventually(func() error {
-		if sink.count("small") != 1 || sink.count("probe") != 1 {
+		if sink.Count("small") != 1 || sink.Count("probe") != 1 {
 			return errors.New("what was queued has not arrived")
 		}
 		return nil
@@ -52,11 +52,11 @@ func TestAFullSpoolIs452AndMailFlowsAgainWhenThereIsRoom(t *testing.T) {
 	free()
 	n.eventually(n.healthy)
 	n.mustSend("to@example.test", "room again")
-	if sink.count("room again") != 1 {
+	if sink.Count("room again") != 1 {
 		t.Error("with room again: not arrived")
 	}
 	for _, refused := range []string{"too large for the spool", "too large for the file of a body"} {
-		if sink.count(refused) != 0 {
+		if sink.Count(refused) != 0 {
 			t.Errorf("%s: was refused and delivered", refused)
 		}
 	}
@@ -83,9 +83,9 @@ func TestQueuedMailOfADomainThatIsNewWaitsForTheConfiguration(t *testing.T) {
 	n := newNode(t, "n1.test")
 	n.startHealthy()
 	sink := newSink() // nobody listens yet
-	n.must("mailproxy", "domain", "add", "old.test", "--to", sink.address)
+	n.must("mailproxy", "domain", "add", "old.test", "--to", sink.Address)
 	n.eventually(func() error { return n.saved("old.test") })
-	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.address)
+	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.Address)
 	n.takes("to@example.test")
 	n.kill()
 	file := n.local.SnapshotFile()
@@ -96,13 +96,13 @@ func TestQueuedMailOfADomainThatIsNewWaitsForTheConfiguration(t *testing.T) {
 	sink.listen(t)
 	n.must("mailproxy", "queue", "flush")
 	n.eventually(func() error {
-		if sink.count("probe") == 0 {
+		if sink.Count("probe") == 0 {
 			return errors.New(n.must("mailproxy", "queue", "list"))
 		}
 		return nil
 	})
-	if out := n.must("mailproxy", "queue", "list"); out != "queue is empty\n" || sink.len() != 1 {
-		t.Errorf("%d messages arrived, queue list: %s", sink.len(), out)
+	if out := n.must("mailproxy", "queue", "list"); out != "queue is empty\n" || sink.Len() != 1 {
+		t.Errorf("%d messages arrived, queue list: %s", sink.Len(), out)
 	}
 }
 
@@ -126,7 +126,7 @@ func TestWhatWasAnsweredWith250IsDeliveredThoughTheDaemonIsKilled(t *testing.T) 
 	n := newNode(t, "n1.test")
 	n.startHealthy()
 	sink := newSink() // nobody listens yet
-	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.address)
+	n.must("mailproxy", "domain", "add", "example.test", "--to", sink.Address)
 	n.takes("to@example.test")
 
 	var mu sync.Mutex
@@ -176,7 +176,7 @@ func TestWhatWasAnsweredWith250IsDeliveredThoughTheDaemonIsKilled(t *testing.T) 
 	sink.listen(t)
 	n.must("mailproxy", "queue", "flush")
 	n.eventually(func() error { // killed once more while they are delivered
-		if got := sink.len(); got < messages/4 {
+		if got := sink.Len(); got < messages/4 {
 			return fmt.Errorf("%d have arrived", got)
 		}
 		return nil
@@ -186,7 +186,7 @@ func TestWhatWasAnsweredWith250IsDeliveredThoughTheDaemonIsKilled(t *testing.T) 
 	n.must("mailproxy", "queue", "flush")
 	n.eventually(func() error {
 		for _, subject := range accepted {
-			if sink.count(subject) == 0 {
+			if sink.Count(subject) == 0 {
 				return fmt.Errorf("%s has not arrived", subject)
 			}
 		}

@@ -131,9 +131,9 @@ var goodID = regexp.MustCompile(`^[a-z][a-z0-9]{0,7}$`)
 
 // Add makes a host with a node file and a fresh database. Nothing runs there yet.
 func (l *Lab) Add(o HostOptions) (*Host, error) {
-	from, err := l.template()
+	from, err := l.Template()
 	if err != nil {
-		return nil, fmt.Errorf("template: %w", err)
+		return nil, err
 	}
 	h, err := l.addBare(o)
 	if err != nil {
@@ -189,6 +189,15 @@ func (l *Lab) Remove(h *Host) error {
 	return errors.Join(err, l.change(func() {
 		l.state.Hosts = slices.DeleteFunc(l.state.Hosts, func(other *Host) bool { return other == h })
 	}))
+}
+
+// Template gives the directory of a fresh database, `pg` and `pg.made`, of User.
+func (l *Lab) Template() (string, error) {
+	dir, err := l.template()
+	if err != nil {
+		return "", fmt.Errorf("template: %w", err)
+	}
+	return dir, nil
 }
 
 // makeTemplate runs a node for as long as it takes to make its database, and gives the directory where that then is. Making one takes
