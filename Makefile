@@ -40,6 +40,17 @@ test:
 	$(ROOT) env MODEL=deep go test -run '^TestModel' ./cluster
 	$(ROOT) go test -race -timeout 15m ./...
 
+# Stories of a cluster in a lab (test/lab, test/e2e/scenario_test.go): some minutes.
+e2e:
+	scripts/deps build test
+	$(ROOT) go test -race -timeout 30m -tags lab -run '^TestScenario' ./test/e2e
+
+# A cluster that is broken at random, judged by test/history. CHAOS_TIME is how long (2m), CHAOS_SEED repeats an order of faults.
+chaos: build
+	scripts/deps lab
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/chaos
+	$(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CHAOS_TIME,CHAOS_SEED,CHAOS_NODES) bin/chaos
+
 # The packages in which much happens at once, again and again.
 race:
 	scripts/deps build test

@@ -48,6 +48,7 @@ func rules() map[string]rule {
 		"test/lab/lab":     {ours: []string{"test/lab"}, tests: []string{"internal/testbin"}},
 		"test/e2e":         {tests: []string{"config", "web", "internal/testbin", "test/lab"}},
 		"test/history":     {ours: []string{"config"}},
+		"test/chaos":       {ours: []string{"config", "test/lab", "test/history"}},
 		"test/bench":       {ours: []string{"config", "db"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }

@@ -292,7 +292,9 @@ func (c *checker) ack(i int, cid config.CID, a Ack) {
 	if a.Position.Epoch.Owner != cid && a.Position.Epoch.N != 0 {
 		c.report(OneCommitter, []int{i}, "node %d acknowledged %v", cid, a.Position)
 	}
-	if first, ok := c.digests[placeOf(a.Position)]; !ok {
+	if a.Position.Digest == (config.Digest{}) {
+		// it was not told
+	} else if first, ok := c.digests[placeOf(a.Position)]; !ok {
 		c.digests[placeOf(a.Position)] = digest{a.Position.Digest, i}
 	} else if first.rows != a.Position.Digest {
 		c.report(OneDigest, []int{first.fact, i}, "%v was acknowledged with digest %v, elsewhere it is %v", a.Position, a.Position.Digest, first.rows)

@@ -65,7 +65,7 @@ type Commit struct {
 
 // An Ack is a configuration change of which the node told its caller that it is done.
 type Ack struct {
-	Position config.Position `json:"position"`
+	Position config.Position `json:"position"` // without a digest where none was told
 	// Majority says that a majority of the members was known to hold it, each from the master that made it, by the time of the fact.
 	Majority bool `json:"majority,omitempty"`
 }

@@ -222,17 +222,21 @@ func Fill(file string, leave int64) error {
 		return err
 	}
 	defer f.Close()
-	var fs syscall.Statfs_t
-	if err := syscall.Fstatfs(int(f.Fd()), &fs); err != nil {
-		return err
+	for { // others may write, too
+		var fs syscall.Statfs_t
+		if err := syscall.Fstatfs(int(f.Fd()), &fs); err != nil {
+			return err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		more := int64(fs.Bavail)*fs.Bsize - leave
+		if more <= 0 {
+			return nil
+		}
+		if err := syscall.Fallocate(int(f.Fd()), 0, info.Size(), more); err == nil || !errors.Is(err, syscall.ENOSPC) {
+			return err
+		}
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	more := int64(fs.Bavail)*fs.Bsize - leave
-	if more <= 0 {
-		return nil
-	}
-	return syscall.Fallocate(int(f.Fd()), 0, info.Size(), more)
 }
