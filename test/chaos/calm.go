@@ -24,12 +24,15 @@ func (r *run) calm() error {
 		return err
 	}
 	r.note(history.Fact{Calm: &history.Mark{Why: "all was put right"}})
+	calm := time.Now()
 	if err := r.takesConfiguration(); err != nil {
 		return err
 	}
+	r.say("  configuration is taken after %.1f s", time.Since(calm).Seconds())
 	if err := r.settle(); err != nil {
 		return err
 	}
+	r.say("  all are in sync after %.1f s", time.Since(calm).Seconds())
 	r.runAgain()
 	if err := errors.Join(r.settle(), r.mailArrives()); err != nil {
 		return err

@@ -110,6 +110,7 @@ func newRun(s settings) (*run, error) {
 
 // all goes through rounds until the time is over. The first that is broken ends it.
 func (r *run) all() error {
+	r.began = time.Now()
 	if err := r.beginFacts(); err != nil {
 		return err
 	}
@@ -120,12 +121,14 @@ func (r *run) all() error {
 		r.say("round %d: storm", number)
 		r.storm(min(storm, r.time/4))
 		r.say("round %d: calm", number)
-		if err := errors.Join(r.calm(), r.judge()); err != nil {
+		calmed := r.calm()
+		if err := r.judge(calmed); err != nil {
 			return err
 		}
 		r.rounds++
 	}
-	return nil
+	_ = r.file.Close()
+	return os.Remove(r.file.Name())
 }
 
 // say writes a line with the time since the start.

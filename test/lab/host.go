@@ -173,13 +173,17 @@ func (h *Host) Start() error {
 	if err := h.Launch(); err != nil {
 		return err
 	}
-	return Poll(func() error {
+	var ended error
+	err := Poll(func() error {
 		if !h.Runs() {
-			return fmt.Errorf("the daemon of %s has ended, see %s", h.ID, h.LogFile())
+			said, _ := os.ReadFile(h.LogFile())
+			ended = fmt.Errorf("the daemon of %s has ended: %s", h.ID, said[max(0, len(said)-1000):])
+			return nil
 		}
 		_, err := h.Health()
 		return err
 	})
+	return errors.Join(err, ended)
 }
 
 // Launch starts the daemon and does not wait.
