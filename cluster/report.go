@@ -256,11 +256,35 @@ func (r *Report) judge() {
 		r.InSync = r.InSync && row.State == InSync
 	}
 	r.twoMasters(reference)
+	r.forgotten(reference)
 	r.noMaster()
 }
 
 // noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
 // own tunnel is off cannot know.
+// forgotten names the master of the epoch in force where its database was put back to before it became that: it does not know, and
+// nobody else is master.
+func (r *Report) forgotten(reference config.Position) {
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		if row.CID != reference.Epoch.Owner || row.Error != "" || !row.Database || row.Position.Epoch.Compare(reference.Epoch) >= 0 {
+			continue
+		}
+		p := Problem{
+			fmt.Sprintf("rolled back: it began epoch %v and its database knows of %v; configuration cannot be changed anywhere", reference.Epoch, row.Position.Epoch),
+			"`pmgcm promote` on a node that is in sync",
+		}
+		for _, other := range r.Rows {
+			if other.Error == "" && other.Position == reference {
+				p.Remedy = fmt.Sprintf("`pmgcm promote` on node %d", other.CID)
+				break
+			}
+		}
+		row.Problems = append(row.Problems, p)
+	}
+}
+
+// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so.
 func (r *Report) noMaster() {
 	shut := map[config.CID]bool{}
 	for _, row := range r.Rows {

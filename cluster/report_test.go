@@ -75,6 +75,22 @@ func TestJudgeNamesTheRemedies(t *testing.T) {
 }
 
 // quietNode is a Node that is not run.
+func TestAMasterThatWasRolledBackToBeforeItsEpochIsNamed(t *testing.T) {
+	row := func(cid config.CID, p config.Position) Row {
+		return Row{NodeStatus: NodeStatus{CID: cid, Role: Slave, Position: p, Database: true}}
+	}
+	r := Report{Rows: []Row{row(1, at(2, 3, 8, 7)), row(2, at(2, 3, 9, 7)), row(3, at(1, 1, 7, 7))}}
+	r.judge()
+	if got := r.Rows[2].Problems; len(got) != 1 || !strings.HasPrefix(got[0].What, "rolled back: it began epoch 2.3") || got[0].Remedy != "`pmgcm promote` on node 2" {
+		t.Errorf("problems of the node: %+v", got)
+	}
+	r = Report{Rows: []Row{row(1, at(2, 3, 9, 7)), row(3, at(2, 3, 9, 7))}}
+	r.judge()
+	if got := r.Rows[1].Problems; len(got) != 0 {
+		t.Errorf("problems of a node that was not rolled back: %+v", got)
+	}
+}
+
 func quietNode(st db.State) *Node {
 	n := New(Options{Local: &config.Local{}, Tunnel: tunnel.New(tunnel.Options{}), Log: zerolog.Nop()})
 	n.state, n.stateAt = st, time.Now()

@@ -11,9 +11,10 @@ import (
 	"mailproxy/test/history"
 )
 
-// commitSQL is a commit as JSON, from a row of config.history or node.journal.
-const commitSQL = `json_build_object('epoch', json_build_object('n', epoch_n, 'owner', epoch_owner), 'serial', serial, 'node', node, 'at', at,
-	'who', who, 'command', command)`
+// commitSQL is a commit as JSON, from a row of config.history or node.journal. The node that is noted there is where the administrator
+// was, from which a change is carried to the master; here that goes into who.
+const commitSQL = `json_build_object('epoch', json_build_object('n', epoch_n, 'owner', epoch_owner), 'serial', serial, 'node', epoch_owner,
+	'at', at, 'who', who || ' on node ' || node, 'command', command)`
 
 // stateSQL is what a node knows, read at one instant, and how long a reader of configuration has been waiting there, in seconds.
 const stateSQL = `SELECT json_build_object('cid', s.cid, 'waited', (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - l.waitstart)), 0)

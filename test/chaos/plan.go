@@ -52,8 +52,10 @@ func weights() []struct {
 	}
 }
 
-// A plan is an order of steps that follows from its seed.
+// A plan is an order of steps in each storm. It follows from the seed and the storm's number alone, not from how far the last one came.
 type plan struct {
+	seed   uint64
+	storms uint64 // so far
 	random *rand.Rand
 	nodes  int
 	open   []step // faults that are not ended
@@ -61,7 +63,7 @@ type plan struct {
 }
 
 func newPlan(seed uint64, nodes int) *plan {
-	return &plan{random: rand.New(rand.NewPCG(seed, 1)), nodes: nodes}
+	return &plan{seed: seed, random: rand.New(rand.NewPCG(seed, 0)), nodes: nodes}
 }
 
 // next gives the next step of a storm: a new fault, or the end of one.
@@ -136,5 +138,8 @@ func (p *plan) fits(s step) bool {
 	return true
 }
 
-// calm ends all faults of a storm.
-func (p *plan) calm() { p.open, p.rolled = nil, false }
+// calm ends all faults of a storm, and begins the plan of the next.
+func (p *plan) calm() {
+	p.storms++
+	p.open, p.rolled, p.random = nil, false, rand.New(rand.NewPCG(p.seed, p.storms))
+}

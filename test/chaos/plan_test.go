@@ -26,6 +26,20 @@ func TestASeedGivesOneOrderOfFaults(t *testing.T) {
 	}
 }
 
+func TestAStormDoesNotDependOnHowFarTheLastOneCame(t *testing.T) {
+	a, b := newPlan(7, 3), newPlan(7, 3)
+	for range 30 {
+		a.next()
+	}
+	a.calm()
+	b.calm()
+	for range 50 {
+		if x, y := a.next(), b.next(); x != y {
+			t.Fatalf("%v and %v", x, y)
+		}
+	}
+}
+
 func TestEveryFaultComesAndIsEnded(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range steps(1, 2000) {

@@ -63,6 +63,8 @@ type run struct {
 	where    map[config.CID]config.Position
 	noted    int
 	rounds   int
+	// rollbacks counts them.
+	rollbacks int
 }
 
 // count counts something that was done.
@@ -84,10 +86,16 @@ func (r *run) broken(err error) {
 
 // note keeps a fact.
 func (r *run) note(f history.Fact) {
-	r.broken(r.facts.Note(f))
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.noteLocked(f)
+}
+
+func (r *run) noteLocked(f history.Fact) {
 	r.noted++
+	if err := r.facts.Note(f); err != nil {
+		r.errs = append(r.errs, err)
+	}
 }
 
 // counts is the last line.

@@ -80,18 +80,22 @@ func (r *run) apply(s step) error {
 	return errors.New("no such fault")
 }
 
-// rollback puts the database back to what it was at the end of the last calm.
+// rollback puts the database back to what it was at the end of the last calm. What was acknowledged before is not spoken of again.
 func (r *run) rollback(n *node) error {
 	n.database.Lock()
 	defer n.database.Unlock()
 	err := n.Rollback()
-	r.note(history.Fact{Node: n.CID(), Reset: &history.Mark{Why: "rolled back"}})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rollbacks++
+	r.acks, r.where = nil, map[config.CID]config.Position{}
+	r.noteLocked(history.Fact{Node: n.CID(), Reset: &history.Mark{Why: "rolled back"}})
 	return err
 }
 
 var committed = regexp.MustCompile(`\(configuration (\d+)\.(\d+)/(\d+)\)`)
 
-// commits changes the configuration on a node, again and again: where it is master it succeeds.
+// commits changes the configuration on a node, again and again; a slave carries it to the master.
 func (r *run) commits(ctx context.Context, n *node) {
 	for i := 0; pause(ctx, time.Duration(100+rand.IntN(500))*time.Millisecond); i++ {
 		domain := fmt.Sprintf("c%d-%d-%d.test", r.round(), n.number+1, i/2)
@@ -105,10 +109,11 @@ func (r *run) commits(ctx context.Context, n *node) {
 
 func (r *run) round() int { return r.rounds }
 
-// commit makes one change, and notes it where it is acknowledged.
+// commit makes one change, and notes it where it is acknowledged, for the master that made it.
 func (r *run) commit(ctx context.Context, n *node, args ...string) bool {
-	n.database.RLock()
-	defer n.database.RUnlock()
+	r.mu.Lock()
+	rollbacks := r.rollbacks
+	r.mu.Unlock()
 	out, _, code, err := n.RunContext(ctx, "mailproxy", args...)
 	r.broken(err)
 	found := committed.FindStringSubmatch(out)
@@ -116,14 +121,15 @@ func (r *run) commit(ctx context.Context, n *node, args ...string) bool {
 		return false
 	}
 	number := func(i int) int64 { v, _ := strconv.ParseInt(found[i], 10, 64); return v }
-	f := history.Fact{Node: n.CID(), Ack: &history.Ack{Position: config.Position{
-		Epoch: config.Epoch{N: number(1), Owner: config.CID(number(2))}, Serial: number(3),
-	}}}
-	r.note(f)
-	r.count("commit")
+	epoch := config.Epoch{N: number(1), Owner: config.CID(number(2))}
+	f := history.Fact{Node: epoch.Owner, Ack: &history.Ack{Position: config.Position{Epoch: epoch, Serial: number(3)}}}
 	r.mu.Lock()
-	r.acks = append(r.acks, f)
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	r.ran["commit"]++
+	if rollbacks == r.rollbacks {
+		r.noteLocked(f)
+		r.acks = append(r.acks, f)
+	}
 	return true
 }
 
