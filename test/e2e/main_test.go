@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -30,8 +29,8 @@ func TestMain(m *testing.M) {
 
 // network is the lab that all nodes of the tests are hosts of.
 var network = sync.OnceValues(func() (*lab.Lab, error) {
-	dir := filepath.Join(lab.Dir(), "l")
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	dir, err := shortDir()
+	if err != nil {
 		return nil, err
 	}
 	return lab.New(dir, testbin.Dir())

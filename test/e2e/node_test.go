@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"mailproxy/config"
 	"mailproxy/test/lab"
@@ -152,9 +151,3 @@ func (n *node) health() (web.Health, error) { return n.Health() }
 func (n *node) healthy() error { return n.Healthy() }
 
 func (n *node) eventually(ok func() error) { n.t.Helper(); n.done(lab.Poll(ok)) }
-
-// within is eventually with another bound.
-func (n *node) within(bound time.Duration, ok func() error) {
-	n.t.Helper()
-	n.done(lab.PollFor(bound, ok))
-}
