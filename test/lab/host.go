@@ -223,8 +223,9 @@ func (h *Host) daemon() int {
 	if pid == 0 || !alive(pid) {
 		return 0
 	}
-	// Between fork and exec it is another program; afterwards its arguments say what it is.
-	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.HasSuffix(string(b), "serve\x00") {
+	// Its arguments say whether the number is another's by now; while a program takes the place of another there are none.
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || len(b) > 0 && !strings.HasSuffix(string(b), "serve\x00") {
 		return 0
 	}
 	return pid

@@ -109,9 +109,12 @@ func TestWhatALabDoesToItsHosts(t *testing.T) {
 			}
 		}
 		must(t, a.Slow(0))
-		if took, err := connects(b, a); err != nil || took > longer/2 {
-			t.Errorf("fast again, connected after %v, %v", took, err)
-		}
+		must(t, Poll(func() error { // soon: the machine may be busy
+			if took, err := connects(b, a); err != nil || took >= longer {
+				return fmt.Errorf("connected after %v, %w", took, err)
+			}
+			return nil
+		}))
 	})
 	t.Run("a clock jumps under a running daemon", func(t *testing.T) {
 		must(t, a.SetSkew(-48*time.Hour))
