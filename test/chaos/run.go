@@ -63,8 +63,8 @@ type run struct {
 	where    map[config.CID]config.Position
 	noted    int
 	rounds   int
-	// rollbacks counts them.
-	rollbacks int
+	// rollbacks counts them; settled is how many there were before this storm.
+	rollbacks, settled int
 }
 
 // count counts something that was done.
@@ -158,7 +158,7 @@ func (r *run) beginFacts() error {
 	r.facts = history.NewRecorder(r.file)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.acks, r.where = nil, map[config.CID]config.Position{}
+	r.acks, r.where, r.settled = nil, map[config.CID]config.Position{}, r.rollbacks
 	for _, n := range r.nodes {
 		n.mu.Lock()
 		n.last = ""

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -145,6 +146,9 @@ func lines() [][]string {
 func (r *run) operate(ctx context.Context) {
 	for pause(ctx, time.Duration(300+rand.IntN(2000))*time.Millisecond) {
 		n, line := r.nodes[rand.IntN(len(r.nodes))], lines()[rand.IntN(len(lines()))]
+		if slices.Contains(line, "--pull") && r.rolled() {
+			continue // who pulls from a master that was rolled back has ordered that the rest is forgotten, and no rule stands that
+		}
 		bound := 20 * time.Second
 		if rand.IntN(3) == 0 {
 			bound = time.Duration(20+rand.IntN(1500)) * time.Millisecond
@@ -153,6 +157,13 @@ func (r *run) operate(ctx context.Context) {
 		r.pmgcm(short, n, line...)
 		cancel()
 	}
+}
+
+// rolled says whether a database was rolled back in this storm.
+func (r *run) rolled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rollbacks > r.settled
 }
 
 var promoted = regexp.MustCompile(`this node is master now, epoch (\d+)\.(\d+)`)
