@@ -74,7 +74,6 @@ func TestJudgeNamesTheRemedies(t *testing.T) {
 	}
 }
 
-// quietNode is a Node that is not run.
 func TestAMasterThatWasRolledBackToBeforeItsEpochIsNamed(t *testing.T) {
 	row := func(cid config.CID, p config.Position) Row {
 		return Row{NodeStatus: NodeStatus{CID: cid, Role: Slave, Position: p, Database: true}}
@@ -91,6 +90,7 @@ func TestAMasterThatWasRolledBackToBeforeItsEpochIsNamed(t *testing.T) {
 	}
 }
 
+// quietNode is a Node that is not run.
 func quietNode(st db.State) *Node {
 	n := New(Options{Local: &config.Local{}, Tunnel: tunnel.New(tunnel.Options{}), Log: zerolog.Nop()})
 	n.state, n.stateAt = st, time.Now()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mailproxy/internal/testbin"
+	"mailproxy/test/lab"
 )
 
 // A host is a machine as a README and an administrator know it: mailproxy in its usual places, in namespaces of its own, on a network with
@@ -166,7 +167,7 @@ func (h *host) lose() {
 
 func (h *host) eventually(ok func() error) {
 	h.t.Helper()
-	if err := poll(ok); err != nil {
+	if err := lab.Poll(ok); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -243,7 +244,7 @@ func (h *host) typing(line string, answers []asked) (out string, code int, err e
 		if len(answers) > 0 && strings.Contains(b.String()[seen:], answers[0].question) {
 			seen = b.Len()
 			if answers[0].secret {
-				if err := poll(func() error { return hidden(master) }); err != nil {
+				if err := lab.Poll(func() error { return hidden(master) }); err != nil {
 					return b.String(), 0, err
 				}
 			}

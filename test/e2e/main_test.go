@@ -38,3 +38,12 @@ var network = sync.OnceValues(func() (*lab.Lab, error) {
 
 // shortDir gives a directory that everyone may enter, with a path short enough for sockets.
 func shortDir() (string, error) { return lab.TempDir() }
+
+// template gives the directory of a fresh database.
+func template() (string, error) {
+	l, err := network()
+	if err != nil {
+		return "", err
+	}
+	return l.Template()
+}

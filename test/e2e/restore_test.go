@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"mailproxy/test/lab"
 )
 
 // loseDisk ends the node at once, takes all that it kept, and starts it as after an installation with the same node file.
@@ -16,7 +18,7 @@ func (n *node) loseDisk() {
 		n.t.Fatal(err)
 	}
 	n.crash()
-	n.sh(fmt.Sprintf("rm -rf %[2]s && mkdir %[2]s && cp -a %[1]s/pg %[1]s/pg.made %[2]s && chown -R %[3]d %[2]s", from, n.local.StateDir, n.user.uid))
+	n.sh(fmt.Sprintf("rm -rf %[2]s && mkdir %[2]s && cp -a %[1]s/pg %[1]s/pg.made %[2]s && chown -R %[3]s %[2]s", from, n.local.StateDir, lab.User))
 	n.startHealthy()
 }
 
@@ -36,13 +38,13 @@ func (n *node) backup(name string) (file string, args []string) {
 // of its own: both as slaves, and the commit is in the journal.
 func TestNodesThatAreRestoredFollowAClusterThatHasGoneOn(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, users()[5], users()[6], users()[6])
+	c := newCluster(t, 3)
 	old, second, third := c[0], c[1], c[2]
 	sink := newSink()
 	sink.listen(t)
 	_, restoreThird := third.backup("third.age")
 	old.cutOff()
-	old.must("mailproxy", "domain", "add", "lost.test", "--to", sink.address) // as long as its lease lasts
+	old.must("mailproxy", "domain", "add", "lost.test", "--to", sink.Address) // as long as its lease lasts
 	_, restoreOld := old.backup("old.age")
 	second.eventually(func() error {
 		if out, errs, code := second.run("pmgcm", "promote"); code != 0 {
@@ -50,7 +52,7 @@ func TestNodesThatAreRestoredFollowAClusterThatHasGoneOn(t *testing.T) {
 		}
 		return nil
 	})
-	second.must("mailproxy", "domain", "add", "kept.test", "--to", sink.address)
+	second.must("mailproxy", "domain", "add", "kept.test", "--to", sink.Address)
 	third.takes("to@kept.test")
 
 	for _, n := range []*node{third, old} {
@@ -58,7 +60,7 @@ func TestNodesThatAreRestoredFollowAClusterThatHasGoneOn(t *testing.T) {
 	}
 	third.must("mailproxy", restoreThird...)
 	old.must("mailproxy", restoreOld...) // cut off still: it hears of no other epoch
-	old.refused("not the master: this node was restored from a backup", "mailproxy", "domain", "add", "split.test", "--to", sink.address)
+	old.refused("not the master: this node was restored from a backup", "mailproxy", "domain", "add", "split.test", "--to", sink.Address)
 	out, _, code := old.run("pmgcm", "status")
 	if code != 3 || !strings.Contains(out, "n1.test(1): restored from a backup of ") || strings.Contains(out, "n1.test(1)  A") {
 		t.Errorf("status of the old master, restored and cut off: exit code %d\n%s", code, out)
@@ -84,6 +86,6 @@ func TestNodesThatAreRestoredFollowAClusterThatHasGoneOn(t *testing.T) {
 	if out := old.must("pmgcm", "promote"); !strings.Contains(out, "this node is master now, epoch 3.1") {
 		t.Errorf("promote: %s", out)
 	}
-	old.must("mailproxy", "domain", "add", "again.test", "--to", sink.address)
+	old.must("mailproxy", "domain", "add", "again.test", "--to", sink.Address)
 	third.takes("to@again.test")
 }

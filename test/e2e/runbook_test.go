@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"mailproxy/test/lab"
 )
 
 // A step is one command of a text and the lines that stand below it; or hosts that are lost at this place.
@@ -135,7 +137,7 @@ func (r *reader) do(s step) error {
 		return nil
 	}
 	if strings.HasPrefix(command, "pmgcm status") || strings.HasPrefix(command, "mailproxy domain list") {
-		return poll(try)
+		return lab.Poll(try)
 	}
 	return try()
 }
