@@ -260,8 +260,6 @@ func (r *Report) judge() {
 	r.noMaster()
 }
 
-// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
-// own tunnel is off cannot know.
 // forgotten names the master of the epoch in force where its database was put back to before it became that: it does not know, and
 // nobody else is master.
 func (r *Report) forgotten(reference config.Position) {
@@ -284,7 +282,8 @@ func (r *Report) forgotten(reference config.Position) {
 	}
 }
 
-// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so.
+// noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
+// own tunnel is off cannot know.
 func (r *Report) noMaster() {
 	shut := map[config.CID]bool{}
 	for _, row := range r.Rows {
