@@ -57,7 +57,7 @@ race:
 	$(ROOT) go test -race -timeout 30m -count=5 ./cluster ./tunnel ./queue ./relay ./smtpd
 
 lint: $(GOLANGCI) man-check
-	$(GOLANGCI) run ./...
+	$(GOLANGCI) run --allow-parallel-runners ./...
 	$(GOLANGCI) fmt --diff
 	@for script in $$(grep -slE '^#!.*bash' scripts/* .ci/*) scripts/completion.bash; do bash -n $$script || exit 1; done
 
