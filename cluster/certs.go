@@ -14,12 +14,15 @@ import (
 	"mailproxy/tunnel"
 )
 
-// renewLeft is what is left of a certificate's life when it is renewed: a third.
-const renewLeft = certValidity / 3
+// renewLeft is what is left of a certificate's life when it is renewed: a third. With lastLeft left it is renewed whatever others know.
+const (
+	renewLeft = certValidity / 3
+	lastLeft  = certValidity / 10
+)
 
 // renewCertificate keeps this node's certificates good: when two thirds of their life are over, or the master has another CA than the one
-// that signed them and all nodes know it, they are signed again: by the master, for itself and for whoever asks it over the tunnel. A node that cannot reach it
-// has years to try again, and mail does not ask for certificates of the cluster at all.
+// that signed them and all nodes know it, they are signed again: by the master, for itself and for whoever asks it over the tunnel. A
+// node that cannot reach it has years to try again, and mail does not ask for certificates of the cluster at all.
 func (n *Node) renewCertificate(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if n.renewalDue() {
@@ -45,11 +48,17 @@ func (n *Node) renewalDue() bool {
 	if own == nil || s == nil {
 		return false
 	}
-	if own.Expires.Sub(n.o.Now()) < renewLeft {
-		return true
-	}
 	ca, ok := signer(s.CAs, n.Master())
-	return ok && ca.Fingerprint != own.CA && n.allInSync()
+	return renewal(own.Expires.Sub(n.o.Now()), ok && ca.Fingerprint != own.CA, n.allInSync())
+}
+
+// renewal decides by what is left of the life, whether the next certificate is another CA's, and whether every member knows that one.
+// A certificate that is old is no reason to show one of a CA that a member does not know, as long as there are years.
+func renewal(left time.Duration, otherCA, allKnow bool) bool {
+	if otherCA {
+		return allKnow || left < lastLeft
+	}
+	return left < renewLeft
 }
 
 // allInSync says whether every other member is in reach and where this node is. Only then do all of them trust a new CA: one that was

@@ -32,6 +32,27 @@ func shorten(t *testing.T, master, n *testNode) {
 	}
 }
 
+func TestWhenACertificateIsRenewed(t *testing.T) {
+	const minute = time.Minute
+	for _, c := range []struct {
+		name             string
+		left             time.Duration
+		otherCA, allKnow bool
+		want             bool
+	}{
+		{"young", renewLeft + minute, false, true, false},
+		{"two thirds of its life are over", renewLeft - minute, false, false, true},
+		{"another CA that all know", certValidity, true, true, true},
+		{"another CA, and a member is away", certValidity, true, false, false},
+		{"old, another CA, and a member is away", renewLeft - minute, true, false, false},
+		{"at its end", lastLeft - minute, true, false, true},
+	} {
+		if got := renewal(c.left, c.otherCA, c.allKnow); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
 func TestCertificatesRenewThemselves(t *testing.T) {
 	nodes := newCluster(t, 2)
 	for _, n := range nodes {

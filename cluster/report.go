@@ -112,7 +112,7 @@ func (o *Operator) WaitInSync(ctx context.Context, p StatusParams, bound time.Du
 	for {
 		r, err := o.Status(ctx, p)
 		if errors.Is(err, ErrNoCluster) {
-			return last, err
+			return r, err
 		}
 		if err == nil {
 			last = r

@@ -82,6 +82,9 @@ func (n *Node) serveLeave(ctx context.Context, from config.CID, r *http.Request)
 	}
 	author := db.Author{Who: clean(c.Who), Command: "pmgcm leave", Node: from}
 	pos, err := n.o.DB.Commit(ctx, author, func(ctx context.Context, tx *db.Tx) error { return tx.Revoke(ctx, from) }, nil)
+	if errors.Is(err, db.ErrNoSuch) { // it asks again, and is not cut off yet
+		return st.Position, nil
+	}
 	if err != nil {
 		return nil, err
 	}
