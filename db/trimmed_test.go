@@ -79,7 +79,11 @@ func TestTrimmedCommitsAreForgottenUpToWhatAllHold(t *testing.T) {
 	if n := one[int64](t, c[0].dsn, "SELECT count(*) FROM node.trimmed_change"); n != 0 {
 		t.Errorf("changes of %d are left", n)
 	}
-	// A node that is in no cluster has nobody to keep them for.
+	// A node that leaves, or is in no cluster, has nobody to keep them for.
+	c[0].manyDomains(t, "v", 5)
+	if n := c[0].trimmed(t); n != 5 {
+		t.Errorf("%d of five are kept", n)
+	}
 	single := &node{dsn: c[0].dsn}
 	single.sql(t, "UPDATE node.position SET cid = 0, cluster_id = '', epoch_n = 0, epoch_owner = 0, promised_n = 0, promised_owner = 0")
 	single.manyDomains(t, "s", 5)

@@ -28,6 +28,17 @@ CREATE TABLE node.trimmed_change (
     FOREIGN KEY (serial, epoch_n, epoch_owner) REFERENCES node.trimmed ON DELETE CASCADE
 );
 
+-- Whoever leaves a cluster, or enters one, has nobody to keep them for: in another cluster they would be taken for its commits.
+-- +goose StatementBegin
+CREATE FUNCTION node.other_cluster() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM node.trimmed;
+    RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER other_cluster AFTER UPDATE OF cluster_id ON node.position
+    FOR EACH ROW WHEN (OLD.cluster_id <> NEW.cluster_id) EXECUTE FUNCTION node.other_cluster();
+
 -- trim_history keeps the newest 1,000 commits, and of those the ones within 90 days before the newest. It looks at nothing but
 -- the rows, so that every node keeps the same ones. A master keeps a copy of the others.
 -- +goose StatementBegin
