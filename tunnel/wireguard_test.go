@@ -137,9 +137,9 @@ func TestAfterASwitchTheOtherKindGoesWithWhatIsOpen(t *testing.T) {
 	if _, err := open.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
 		t.Errorf("the stream over plain SSH read %v, want %v", err, ErrLost)
 	}
-	if st := p.a.state(2); st.Transport != config.TunnelWireGuard || p.a.sessions(2) != 1 {
-		t.Errorf("%+v", st)
-	}
+	eventually(t, "only the new kind is left", 10*time.Second, func() bool {
+		return p.a.state(2).Transport == config.TunnelWireGuard && p.a.sessions(2) == 1
+	})
 }
 
 func TestWithUDPBlockedANodeIsReachedWithoutWireGuardAndThatIsSaid(t *testing.T) {
