@@ -195,7 +195,7 @@ func (n *Node) certificateProblem() []Problem {
 	}
 	return []Problem{{
 		fmt.Sprintf("this node's certificate, which ends on %s UTC, could not be renewed: %v", own.Expires.Format(time.DateOnly), err),
-		"it is tried again every minute: let the master be in reach; `pmgcm ca show` shows all certificates",
+		"it is tried again every few seconds: let the master be in reach; `pmgcm ca show` shows all certificates",
 	}}
 }
 

@@ -38,5 +38,6 @@ func (r refusal) sentinel() error {
 	if known == nil {
 		return errors.New(text)
 	}
-	return fmt.Errorf("%w%s", known, strings.TrimPrefix(text, known.Error()))
+	_, more, _ := strings.Cut(text, known.Error())
+	return fmt.Errorf("%w%s", known, more)
 }

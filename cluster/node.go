@@ -54,7 +54,7 @@ type Timing struct {
 	Drift time.Duration
 	// Lease is how often a master renews its lease: 2 s.
 	Lease time.Duration
-	// Renew is how often the certificate is looked at: 1 minute.
+	// Renew is how often the certificate is looked at: 10 s.
 	Renew time.Duration
 	// Grace is how long a promise that nobody makes good is waited for before a refused master runs the round: 10 s.
 	Grace time.Duration
@@ -66,7 +66,7 @@ func (t Timing) withDefaults() Timing {
 		value time.Duration
 	}{
 		{&t.Poll, time.Second}, {&t.Probe, 3 * time.Second}, {&t.Confirm, 10 * time.Second},
-		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Renew, time.Minute}, {&t.Grace, 10 * time.Second},
+		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Renew, 10 * time.Second}, {&t.Grace, 10 * time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value

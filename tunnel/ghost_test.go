@@ -83,6 +83,20 @@ func TestARestartIsNoGhost(t *testing.T) {
 	}
 }
 
+// A refusal is a ghost only once the connection that stayed was heard after it.
+func TestAGhostIsSeenOnlyBesideALivePeer(t *testing.T) {
+	_, nodes, _ := cluster(t, 2)
+	n := nodes[0]
+	n.mu.Lock()
+	n.peers[2].sighted = sighting{"192.0.2.1", time.Now().Add(100 * time.Millisecond)}
+	at := n.ghostLocked(n.peers[2])
+	n.mu.Unlock()
+	if at != "" {
+		t.Errorf("at once: %q", at)
+	}
+	eventually(t, "the peer was heard since", 10*time.Second, func() bool { return n.peerState(2).Ghost == "192.0.2.1" })
+}
+
 func TestInstance(t *testing.T) {
 	if a, b := newInstance(), newInstance(); a == b || instanceOf([]byte(version+" "+a)) != a {
 		t.Errorf("instances %q and %q", a, b)

@@ -43,7 +43,7 @@ const patience = 60 * time.Second
 //	node NAME          make a node file, start its daemon and wait until it answers; $NAME is the file's path
 //	nodefile NAME      make a node file only
 //	on NAME            let the following commands be this node's (MAILPROXY_CONFIG)
-//	stop NAME          end the daemon; start NAME starts it again
+//	halt NAME          end the daemon; start NAME starts it again (stop is testscript's own: it would end the script)
 //	drift NAME SQL     run SQL on the node's database with all triggers off
 //	sql NAME SQL       run SQL on the node's database
 //	smtp NAME CODE     connect to the node's SMTP and want this code
@@ -54,6 +54,9 @@ func TestScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, f := range files {
+		if text, err := os.ReadFile(f); err != nil || strings.Contains(string(text), "\nstop") {
+			t.Fatalf("%s: %v, or testscript's own stop in it, behind which nothing is tested", f, err)
+		}
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txtar"), func(t *testing.T) {
 			lab := &lab{t: t, nodes: map[string]*labNode{}}
 			testscript.Run(t, testscript.Params{
@@ -64,7 +67,7 @@ func TestScripts(t *testing.T) {
 					return nil
 				},
 				Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-					"node": lab.node, "nodefile": lab.nodefile, "on": lab.on, "stop": lab.stop, "start": lab.start, "drift": lab.drift,
+					"node": lab.node, "nodefile": lab.nodefile, "on": lab.on, "halt": lab.halt, "start": lab.start, "drift": lab.drift,
 					"sql": lab.sql, "smtp": lab.smtp, "eventually": eventually,
 				},
 			})
@@ -169,7 +172,7 @@ func (n *labNode) end() {
 	n.cmd = nil
 }
 
-func (l *lab) stop(ts *testscript.TestScript, _ bool, args []string) { l.find(ts, args).end() }
+func (l *lab) halt(ts *testscript.TestScript, _ bool, args []string) { l.find(ts, args).end() }
 
 func (l *lab) on(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("MAILPROXY_CONFIG", l.find(ts, args).file)
