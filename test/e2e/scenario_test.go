@@ -210,11 +210,11 @@ func TestScenarioBothSidesOfAPartitionArePromotedByForceAndHeal(t *testing.T) {
 	right.takes("to@right.test")
 
 	left.done(left.lab.Join(left.Host, right.Host))
-	right.eventually(func() error { return right.says("n2.test(2): ", "set aside in its journal", "`pmgcm journal list`") })
+	right.eventually(func() error { return right.says("n2.test(2): ", "were set aside here", "`pmgcm journal list`") })
 	old.start()
 	right.eventually(right.inSync)
 	for _, n := range c {
-		if err := errors.Join(n.has([]string{"both.test", "right.test"}, "left.test"), n.says("set aside in its journal", "`pmgcm journal list`")); err != nil {
+		if err := errors.Join(n.has([]string{"both.test", "right.test"}, "left.test"), n.says("were set aside here", "`pmgcm journal list`")); err != nil {
 			t.Error(err)
 		}
 		if r := n.report(); r.Nodes[2].Role != "master" || r.Nodes[1].Role != "slave" || r.Nodes[0].Role != "slave" {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -93,13 +94,18 @@ func outside() (int, error) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Setenv(dirVariable, dir)); err != nil {
 		return 1, err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	cmd := again(stageInit, os.Args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: newNamespaces, Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
+	if err = cmd.Start(); err == nil {
+		defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })() // and the kernel ends all that is in them
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return exit.ExitCode(), nil
+		return max(exit.ExitCode(), 1), nil // -1: it was killed
 	}
 	if err != nil {
 		return 1, fmt.Errorf("make namespaces (as root): %w", err)
