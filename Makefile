@@ -43,7 +43,7 @@ test:
 # Stories of a cluster in a lab (test/lab, test/e2e/scenario_test.go): some minutes.
 e2e:
 	scripts/deps build test
-	$(ROOT) go test -race -timeout 30m -tags lab -run '^TestScenario' ./test/e2e
+	$(ROOT) go test -race -count=1 -timeout 30m -tags lab -run '^TestScenario' ./test/e2e
 
 # A cluster that is broken at random, judged by test/history. CHAOS_TIME is how long (2m), CHAOS_SEED repeats an order of faults.
 chaos: build
