@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
-	"golang.zx2c4.com/wireguard/tun/netstack"
 
 	"mailproxy/config"
 )
@@ -43,7 +42,7 @@ type wireguard struct {
 	cid    config.CID
 	key    string // of the node, private
 	device *device.Device
-	net    *netstack.Net
+	net    *inside
 	door   *wgListener
 	peers  map[config.CID]wgKey
 	// live counts the streams with each member.
@@ -112,13 +111,13 @@ func (w *wireguard) beginLocked(cid config.CID, key ed25519.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	tun, stack, err := netstack.CreateNetTUN([]netip.Addr{own}, nil, wgMTU)
+	stack, err := newInside(own, wgMTU)
 	if err != nil {
 		return fmt.Errorf("make network stack: %w", err)
 	}
 	w.cid, w.key, w.net = cid, string(key), stack
 	w.peers, w.live = map[config.CID]wgKey{}, map[config.CID]int{}
-	w.device = device.NewDevice(tun, w.sockets, &device.Logger{Verbosef: device.DiscardLogf, Errorf: w.log})
+	w.device = device.NewDevice(stack, w.sockets, &device.Logger{Verbosef: device.DiscardLogf, Errorf: w.log})
 	private := wgPrivate(key)
 	if err := w.device.IpcSet("private_key=" + hex.EncodeToString(private[:]) + "\n"); err != nil {
 		return fmt.Errorf("set WireGuard key: %w", err)
@@ -126,7 +125,7 @@ func (w *wireguard) beginLocked(cid config.CID, key ed25519.PrivateKey) error {
 	if err := w.device.Up(); err != nil {
 		return fmt.Errorf("begin WireGuard: %w", err)
 	}
-	l, err := stack.ListenTCPAddrPort(netip.AddrPortFrom(own, wgPort))
+	l, err := stack.listen(netip.AddrPortFrom(own, wgPort))
 	if err != nil {
 		return fmt.Errorf("listen inside of WireGuard: %w", err)
 	}
@@ -236,14 +235,14 @@ func (w *wireguard) dialOnce(ctx context.Context, cid config.CID, at netip.AddrP
 	if err != nil {
 		return nil, err
 	}
-	c, err := stack.DialContextTCPAddrPort(ctx, netip.AddrPortFrom(inside, wgPort))
+	c, err := stack.dial(ctx, netip.AddrPortFrom(inside, wgPort))
 	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("WireGuard: no answer from UDP port %s: %w", at, ctx.Err())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("WireGuard: by UDP port %s: %w", at, err)
 	}
-	return w.keep(c, cid), nil
+	return w.keep(c, net.TCPAddrFromAddrPort(netip.AddrPortFrom(inside, wgPort)), cid), nil
 }
 
 // resolve gives the first address of host:port.
@@ -266,16 +265,20 @@ func resolve(ctx context.Context, address string) (netip.AddrPort, error) {
 // A wgStream is a TCP connection inside; it is counted until it is closed.
 type wgStream struct {
 	net.Conn
-	once sync.Once
-	gone func()
+	remote net.Addr
+	once   sync.Once
+	gone   func()
 }
 
-func (w *wireguard) keep(c net.Conn, cid config.CID) net.Conn {
+// RemoteAddr is the other end's; that of what it wraps is nil once the connection has ended.
+func (s *wgStream) RemoteAddr() net.Addr { return s.remote }
+
+func (w *wireguard) keep(c net.Conn, remote net.Addr, cid config.CID) net.Conn {
 	w.mu.Lock()
 	live := w.live
 	live[cid]++
 	w.mu.Unlock()
-	return &wgStream{Conn: c, gone: func() {
+	return &wgStream{Conn: c, remote: remote, gone: func() {
 		w.mu.Lock()
 		live[cid]--
 		w.mu.Unlock()
@@ -297,14 +300,19 @@ type wgListener struct {
 
 // Accept gives the next stream; net.ErrClosed after Close.
 func (l *wgListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		if l.closed.Load() {
-			return nil, net.ErrClosed
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			if l.closed.Load() {
+				return nil, net.ErrClosed
+			}
+			return nil, err
 		}
-		return nil, err
+		if from := c.RemoteAddr(); from != nil {
+			return l.w.keep(c, from, wgMember(from)), nil
+		}
+		c.Close() // it has ended already
 	}
-	return l.w.keep(c, wgMember(c.RemoteAddr())), nil
 }
 
 // Close lets nobody in any more.

@@ -329,3 +329,22 @@ func TestAUDPPortThatIsTakenKeepsNobodyFromSSH(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// A connection inside that has ended knows no addresses any more, and a peer can end one at any moment.
+func TestAConnectionInsideThatEndsAtOnceHarmsNobody(t *testing.T) {
+	p := pairBy(t, config.TunnelWireGuard)
+	for range 200 {
+		c, err := p.a.wireguard.dial(t.Context(), 2, p.b.Addrs()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := c.RemoteAddr().String()
+		c.Close()
+		if after := c.RemoteAddr(); after == nil || after.String() != before {
+			t.Fatalf("the address was %s, and is %v", before, after)
+		}
+	}
+	c := p.a.mustDial(2, "echo")
+	ping(t, c, "all the same")
+	c.Close()
+}

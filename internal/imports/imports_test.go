@@ -68,7 +68,7 @@ func fences() []fence {
 		{"github.com/urfave/cli", []string{"cmd/mailproxy", "cmd/pmgcm", "internal/cliargs", "internal/manpage"}, nil},
 		{"golang.org/x/crypto/ssh", []string{"tunnel"}, nil},
 		{"golang.zx2c4.com/wireguard", []string{"tunnel"}, nil},
-		{"gvisor.dev/", nil, nil}, // WireGuard's own
+		{"gvisor.dev/", []string{"tunnel"}, nil}, // the version is WireGuard's own
 		{"filippo.io/age", []string{"backup"}, nil},
 		{"github.com/miekg/dns", []string{"relay"}, []string{"queue", "smtpd"}},
 		{"github.com/BurntSushi/toml", []string{"config"}, []string{"cmd/mailproxy"}},
