@@ -28,15 +28,10 @@ type CreateParams struct {
 	Tunnel config.TunnelKind
 }
 
-// Create is CreateWith, with nothing chosen.
-func (o *Operator) Create(ctx context.Context) (Created, error) {
-	return o.CreateWith(ctx, CreateParams{})
-}
-
-// CreateWith makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
+// Create makes this node the master of a new cluster of one, with CID 1. All its data is kept. ErrClusterExists where it is in a
 // cluster, ErrWasMember where its database alone was made anew. Killed between two steps it goes on from there: keys and identity are found again, and the row that puts the node into
 // the cluster comes last.
-func (o *Operator) CreateWith(ctx context.Context, p CreateParams) (Created, error) {
+func (o *Operator) Create(ctx context.Context, p CreateParams) (Created, error) {
 	st, err := o.state(ctx)
 	if err != nil {
 		return Created{}, err

@@ -7,7 +7,7 @@
 //  2. It asks every peer's position every few seconds, and at once when the tunnel to it comes up. A higher epoch in force at a
 //     peer is promised, durably, before anything else: from then on the own write guard refuses, and the node is a slave.
 //  3. As master it runs one pusher per slave: a dirty mark, then read both positions, compare, push. It re-reads instead of
-//     queueing, so ten commits in a burst are one push.
+//     queueing, so ten commits in a burst are one push. It renews its lease as long as a majority holds its epoch.
 //  4. A master that is refused for a promise, with no higher epoch in force anywhere in reach, runs the promote round itself, so
 //     that a promote that died half-way leaves no cluster that no one may configure.
 //  5. It recomputes the digest from the rows, so that a change by hand shows as drift.

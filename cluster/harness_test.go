@@ -330,7 +330,7 @@ func newClusterWith(t *testing.T, n int, timing Timing) []*testNode {
 		return n.start()
 	}
 	nodes := []*testNode{node(1)}
-	if _, err := nodes[0].operator().Create(t.Context()); err != nil {
+	if _, err := nodes[0].operator().Create(t.Context(), CreateParams{}); err != nil {
 		t.Fatal(err)
 	}
 	for i := 2; i <= n; i++ {

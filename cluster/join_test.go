@@ -19,7 +19,7 @@ import (
 func TestCreateTwice(t *testing.T) {
 	n := newTestNode(t, "mx1").start()
 	n.mustPutDomain("kept.test")
-	made, err := n.operator().Create(t.Context())
+	made, err := n.operator().Create(t.Context(), CreateParams{})
 	if err != nil || made.CID != 1 || !strings.HasPrefix(made.Fingerprint, "SHA256:") {
 		t.Fatalf("create: %+v, %v", made, err)
 	}
@@ -27,7 +27,7 @@ func TestCreateTwice(t *testing.T) {
 	if before.ClusterID != made.ClusterID || !before.IsMaster() || !n.hasDomain("kept.test") {
 		t.Errorf("after create: %+v", before)
 	}
-	if _, err := n.operator().Create(t.Context()); !errors.Is(err, ErrClusterExists) {
+	if _, err := n.operator().Create(t.Context(), CreateParams{}); !errors.Is(err, ErrClusterExists) {
 		t.Errorf("create twice: %v, want ErrClusterExists", err)
 	}
 	if n.state().Position != before.Position {
@@ -39,7 +39,7 @@ func TestCreateThatDiedBeforeItsRowGoesOn(t *testing.T) {
 	n := newTestNode(t, "mx1")
 	// What a create leaves that died with keys and identity written: all but the database.
 	other := newTestNode(t, "other").start()
-	made, err := other.operator().Create(t.Context())
+	made, err := other.operator().Create(t.Context(), CreateParams{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestCreateThatDiedBeforeItsRowGoesOn(t *testing.T) {
 		}
 	}
 	n.start()
-	again, err := n.operator().Create(t.Context())
+	again, err := n.operator().Create(t.Context(), CreateParams{})
 	if err != nil || again != made {
 		t.Errorf("create again: %+v, %v; want %+v", again, err, made)
 	}
@@ -81,13 +81,13 @@ func TestCreateOnTheKeysOfAClusterWithOtherNodesIsRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if made, err := n.start().operator().Create(t.Context()); !errors.Is(err, ErrWasMember) || n.state().CID != 0 {
+			if made, err := n.start().operator().Create(t.Context(), CreateParams{}); !errors.Is(err, ErrWasMember) || n.state().CID != 0 {
 				t.Errorf("create: %+v, %v, as node %d", made, err, n.state().CID)
 			}
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)
 			}
-			if made, err := n.operator().Create(t.Context()); err != nil || made.ClusterID == nodes[0].state().ClusterID {
+			if made, err := n.operator().Create(t.Context(), CreateParams{}); err != nil || made.ClusterID == nodes[0].state().ClusterID {
 				t.Errorf("create without the keys: %+v, %v", made, err)
 			}
 		})
@@ -343,7 +343,7 @@ func TestUnfinishedJoinStandsInTheWayOfAnother(t *testing.T) {
 	if _, err := n.join(other[0].joinParams()); !errors.Is(err, ErrOtherJoin) {
 		t.Errorf("join to another cluster: %v, want ErrOtherJoin", err)
 	}
-	if _, err := n.operator().Create(t.Context()); !errors.Is(err, ErrClusterExists) {
+	if _, err := n.operator().Create(t.Context(), CreateParams{}); !errors.Is(err, ErrClusterExists) {
 		t.Errorf("create: %v, want ErrClusterExists", err)
 	}
 }

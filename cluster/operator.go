@@ -32,8 +32,6 @@ type Operator struct {
 	Author db.Author
 	// Say shows a line of progress; nil: none is shown.
 	Say func(line string)
-	// Progress is told how many rows were sent to a node so far, from several goroutines; may be nil.
-	Progress func(to config.Node, rows int64)
 	// Patience bounds how long a command waits for other nodes to know of what it did: 0 is 10 s.
 	Patience time.Duration
 

@@ -95,7 +95,7 @@ func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node
 	}
 	var all sync.WaitGroup
 	for i := range out {
-		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node, o.DB.Push) })
+		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node.CID, o.DB.Push) })
 	}
 	all.Wait()
 	for _, s := range out {
@@ -134,23 +134,19 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	if full {
 		push = o.DB.PushFull
 	}
-	done.Stats, err = o.pushTo(ctx, node, push)
+	done.Stats, err = o.pushTo(ctx, cid, push)
 	return done, err
 }
 
 type pushFunc func(ctx context.Context, p *db.Peer, progress func(rows int64)) (db.PushStats, error)
 
-func (o *Operator) pushTo(ctx context.Context, n config.Node, push pushFunc) (db.PushStats, error) {
-	p, err := o.openPeerSoon(ctx, n.CID)
+func (o *Operator) pushTo(ctx context.Context, cid config.CID, push pushFunc) (db.PushStats, error) {
+	p, err := o.openPeerSoon(ctx, cid)
 	if err != nil {
 		return db.PushStats{}, err
 	}
 	defer p.Close()
-	var progress func(rows int64)
-	if o.Progress != nil {
-		progress = func(rows int64) { o.Progress(n, rows) }
-	}
-	return push(ctx, p, progress)
+	return push(ctx, p, nil)
 }
 
 // catchUp takes from the master that this node last heard of what is missing here.

@@ -4,7 +4,7 @@
 // node.* is this node's alone.
 //
 // A configuration commit (Commit, but a psql session too):
-//  1. the first statement locks the one row of node.position and passes the write guard: only the master writes;
+//  1. the first statement locks the one row of node.position and passes the write guard: only the master writes, and under its lease;
 //  2. triggers take the next serial, write config.history and config.change, and keep each table's digest;
 //  3. COMMIT wakes whoever listens (Listen), here the daemon, which loads (Load) and pushes.
 //

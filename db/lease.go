@@ -18,10 +18,7 @@ const LeaseTerm = 10 * time.Second
 // until a majority is heard that knows of it: one that was heard in another epoch ends nothing.
 func (d *DB) RenewLease(ctx context.Context, e config.Epoch, age time.Duration, majority bool) error {
 	err := d.write(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT node.renew_lease($1, $2, false)", age, LeaseTerm); err != nil || !majority {
-			return err
-		}
-		_, err := tx.Exec(ctx, "UPDATE node.position SET lease_waived = false WHERE lease_waived AND (epoch_n, epoch_owner) = ($1, $2)", e.N, e.Owner)
+		_, err := tx.Exec(ctx, "SELECT node.renew_lease($1, $2, $3, $4, $5)", e.N, e.Owner, age, LeaseTerm, majority)
 		return err
 	})
 	if err != nil {

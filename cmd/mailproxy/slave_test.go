@@ -7,6 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/cluster"
+	"mailproxy/config"
+	"mailproxy/db"
 )
 
 // join makes slave a member of master's cluster, by the command that join-cmd prints.
@@ -99,6 +105,27 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 			if code != c.code || !strings.Contains(errs, c.errs) {
 				t.Errorf("%v: exit code %d, %s%s", c.args, code, out, errs)
 			}
+		}
+	})
+	t.Run("what was confirmed beside another configuration is not done", func(t *testing.T) {
+		d, err := db.Open(db.Options{DSN: databaseDSN(slave.local), Log: zerolog.Nop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		st, err := d.State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := &cluster.Operator{Local: slave.local, DB: d}
+		cmd := config.Command{Args: []string{"domain", "add", "seen.test", "--to", "192.0.2.1"}, At: st.Position}
+		cmd.At.Serial--
+		if reply, err := o.Carry(t.Context(), cmd); err != nil || reply.Code != 1 || reply.Error != errMeanwhile.Error() {
+			t.Errorf("beside an older one: %+v, %v", reply, err)
+		}
+		cmd.At = st.Position
+		if reply, err := o.Carry(t.Context(), cmd); err != nil || reply.Code != 0 {
+			t.Errorf("beside today's: %+v, %v", reply, err)
 		}
 	})
 	t.Run("with the master away", func(t *testing.T) {

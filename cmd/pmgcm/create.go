@@ -30,7 +30,7 @@ func createCommand() *cli.Command {
 				}
 			}
 			return withOperator(c, "pmgcm create", func(o *cluster.Operator) error {
-				made, err := o.CreateWith(c.Context, cluster.CreateParams{Tunnel: config.TunnelKind(kind)})
+				made, err := o.Create(c.Context, cluster.CreateParams{Tunnel: config.TunnelKind(kind)})
 				if err != nil {
 					return err
 				}

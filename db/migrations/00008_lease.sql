@@ -21,18 +21,15 @@ CREATE FUNCTION node.has_lease() RETURNS boolean LANGUAGE sql STABLE SET search_
 $$;
 -- +goose StatementEnd
 
--- renew_lease notes that a majority was heard so long ago, and that this is good for so long from then. Two nodes have a majority only
--- together; alone, the master holds a lease that is not of a majority.
+-- renew_lease notes that a majority was heard so long ago, and that this is good for so long from then; or, of two nodes, that the other
+-- was asked. A waiver ends where by_majority, in the epoch in force: one that was heard in another epoch ends nothing.
 -- +goose StatementBegin
-CREATE FUNCTION node.renew_lease(heard interval, good_for interval, majority boolean) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION node.renew_lease(n bigint, owner integer, heard interval, good_for interval, by_majority boolean) RETURNS void LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
     INSERT INTO node.lease (heard_at, until) VALUES (clock_timestamp() - heard, clock_timestamp() - heard + good_for)
     ON CONFLICT (only_row) DO UPDATE SET heard_at = excluded.heard_at, until = excluded.until;
-    IF majority THEN
-        UPDATE node.position SET lease_waived = false WHERE lease_waived;
-    END IF;
-END $$;
+    UPDATE node.position SET lease_waived = false WHERE by_majority AND lease_waived AND (epoch_n, epoch_owner) = (n, owner);
+$$;
 -- +goose StatementEnd
 
 -- end_lease takes the lease away, and a waiver of it.
@@ -78,7 +75,7 @@ BEGIN
             USING ERRCODE = 'MP002', DETAIL = p.promised_owner::text;
     END IF;
     UPDATE node.position SET epoch_n = n, epoch_owner = owner, lease_waived = forced;
-    PERFORM node.renew_lease(interval '0', good_for, false);
+    PERFORM node.renew_lease(n, owner, interval '0', good_for, false);
     INSERT INTO config.epoch VALUES (n, owner, p.serial + 1, now());
     IF (SELECT count(*) FROM config.node) > 3 THEN
         DELETE FROM node.lease;
