@@ -63,11 +63,13 @@ type Server struct {
 	public  *http.Server
 	peer    *http.Server
 	conns   *connListener // feeds peer
+	// commands has room for the one command that runs: commits come one after the other anyhow, and texts can be large.
+	commands chan struct{}
 }
 
 // New makes a server; the Serve methods start it.
 func New(o Options) *Server {
-	s := &Server{opts: o, checker: &checker{checks: o.Checks, now: time.Now}, conns: newConnListener()}
+	s := &Server{opts: o, checker: &checker{checks: o.Checks, now: time.Now}, conns: newConnListener(), commands: make(chan struct{}, 1)}
 	public := http.NewServeMux()
 	public.HandleFunc("GET /health", s.health)
 	public.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
@@ -196,8 +198,11 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, http.StatusOK, s.opts.Status(r.Context(), verify))
 }
 
-// commandTimeout bounds the reading of a command and its running; a text of any size is one commit.
-const commandTimeout = 30 * time.Minute
+// Bounds of the reading of a command, while which others wait, and of its running: a text of any size is one commit.
+const (
+	commandReadTimeout = 2 * time.Minute
+	commandTimeout     = 30 * time.Minute
+)
 
 // command runs a configuration command, for this node's administrator or a member's: whoever is root on a member may change what all
 // members have in common.
@@ -206,15 +211,24 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	until := time.Now().Add(commandTimeout)
-	rc := http.NewResponseController(w)
-	if err := errors.Join(rc.SetReadDeadline(until), rc.SetWriteDeadline(until)); err != nil {
+	select { // before anything of the text is read
+	case s.commands <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
+	defer func() { <-s.commands }()
+	now, rc := time.Now(), http.NewResponseController(w)
+	if err := errors.Join(rc.SetReadDeadline(now.Add(commandReadTimeout)), rc.SetWriteDeadline(now.Add(commandTimeout))); err != nil {
 		s.fail(w, err)
 		return
 	}
 	var c config.Command
 	if err := json.NewDecoder(r.Body).Decode(&c); err != nil {
 		s.answer(w, http.StatusBadRequest, problem{"unreadable command"})
+		return
+	}
+	if err := rc.SetReadDeadline(now.Add(commandTimeout)); err != nil { // one that passes meanwhile would end the request
+		s.fail(w, err)
 		return
 	}
 	s.answer(w, http.StatusOK, s.opts.Command(r.Context(), peerOf(r), c))
