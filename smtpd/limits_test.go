@@ -209,6 +209,7 @@ func TestPauseSends421AndResumeTakesMailAgain(t *testing.T) {
 	g.server.Resume()
 	again := g.hello()
 	again.ask("MAIL FROM:<a@sender.test>", "250")
+	waitFor(t, "the others have ended", func() bool { return g.server.Stats().Open == 1 })
 	if n := g.server.Cut(); n != 1 {
 		t.Errorf("cut %d sessions, want 1", n)
 	}
