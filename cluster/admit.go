@@ -203,6 +203,7 @@ const (
 	codeAddressTaken tunnel.JoinCode = "address_taken"
 	codeGhost        tunnel.JoinCode = "ghost"
 	codeOlderVersion tunnel.JoinCode = "older_version"
+	codeNoLease      tunnel.JoinCode = "no_lease"
 )
 
 // joinCodes are the refusals of a join; both sides read this table.
@@ -222,6 +223,7 @@ var joinCodes = []struct {
 	{codeAddressTaken, ErrAddressTaken, ErrAddressTaken},
 	{codeGhost, ErrGhost, ErrGhost},
 	{codeOlderVersion, ErrOlderVersion, ErrOlderVersion},
+	{codeNoLease, db.ErrNoLease, ErrMasterAlone},
 	{tunnel.CodeBadRequest, ErrBadRequest, ErrBadRequest},
 	{tunnel.CodeOtherIdentity, tunnel.ErrOtherIdentity, ErrBadRequest},
 	{tunnel.CodeTooMany, tunnel.ErrTooManyJoins, ErrTooManyJoins},

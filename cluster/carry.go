@@ -65,7 +65,10 @@ func (o *Operator) Carry(ctx context.Context, c config.Command) (config.CommandR
 	defer cancel()
 	reply, err := postCommand(ctx, socket, c)
 	if err != nil {
-		return reply, o.masterAway(ctx, master, fmt.Errorf("it was lost while it did it; `mailproxy config history` there shows whether it was done: %w", err))
+		if !errors.Is(err, errNotTaken) {
+			err = fmt.Errorf("it was lost while it did it; `mailproxy config history` there shows whether it was done: %w", err)
+		}
+		return reply, o.masterAway(ctx, master, err)
 	}
 	if reply.Code == 0 && !poll(ctx, o.patience(), func() bool {
 		mine, err := o.state(ctx)
@@ -88,6 +91,9 @@ func (o *Operator) masterAway(ctx context.Context, master config.Node, cause err
 	return e
 }
 
+// errNotTaken is a command that was not begun: a daemon answers 200 OK once it has run one, and anything else before.
+var errNotTaken = errors.New("it did not take the command")
+
 // postCommand gives a command to the daemon behind a control socket.
 func postCommand(ctx context.Context, socket string, c config.Command) (config.CommandReply, error) {
 	var reply config.CommandReply
@@ -101,7 +107,7 @@ func postCommand(ctx context.Context, socket string, c config.Command) (config.C
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return reply, fmt.Errorf("it answered %s", resp.Status)
+		return reply, fmt.Errorf("%w: %s", errNotTaken, resp.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, config.MaxCommandBytes)).Decode(&reply); err != nil {
 		return reply, fmt.Errorf("read its answer: %w", err)

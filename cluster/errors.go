@@ -89,6 +89,8 @@ var (
 	ErrOlderVersion = errors.New("this node's version is older than the master's")
 	// ErrBadRequest: what the joining node said of itself is not usable.
 	ErrBadRequest = errors.New("join request refused")
+	// ErrMasterAlone: a join to a master that holds no lease.
+	ErrMasterAlone = errors.New("the master takes no configuration now, and so no node")
 	// ErrTooManyJoins: the master was asked too often from here.
 	ErrTooManyJoins = errors.New("too many join attempts from this address")
 	// ErrJoinFailed: the master could not carry the join out.

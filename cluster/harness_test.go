@@ -172,7 +172,7 @@ func (n *testNode) start() *testNode {
 				return
 			case <-reload:
 			}
-			if s, err := d.Load(ctx); err == nil {
+			if s, err := d.Load(ctx); err == nil && !node.TakenBack(ctx, s) {
 				snapshot.Store(s)
 				_ = s.Save(n.local.SnapshotFile())
 				tun.Reload(s)

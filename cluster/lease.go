@@ -63,14 +63,14 @@ func (n *Node) keepLease(ctx context.Context) {
 func (n *Node) renewLease(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	others := n.standings()
+	others, held := n.standings(), n.o.Snapshot()
 	mine, err := n.o.DB.State(ctx) // after the others' answers: what one of them has more than we have by now, we have lost
 	if err != nil {
 		n.warn(ctx, "lease.renew", 0, err)
 		return
 	}
 	epoch, now := mine.Position.Epoch, n.o.Now()
-	if rolledBack(mine.Position, others) {
+	if rolledBack(mine.Position, others) || takenBack(held, mine) {
 		if err := n.o.DB.EndLease(ctx); err != nil {
 			n.warn(ctx, "lease.renew", 0, err)
 			return
@@ -93,14 +93,6 @@ func (n *Node) renewLease(ctx context.Context) {
 		}
 		e.Stringer("epoch", epoch).Msg(event)
 	}
-}
-
-// rolledBack says whether another member holds commits of our own epoch which we lack: our store was rolled back, and what we would commit
-// now would bear the numbers of theirs.
-func rolledBack(mine config.Position, others []standing) bool {
-	return slices.ContainsFunc(others, func(o standing) bool {
-		return !o.answered.IsZero() && o.state.Position.Epoch == mine.Epoch && o.state.Position.Serial > mine.Serial
-	})
 }
 
 // standings are the other members as this node last heard them.

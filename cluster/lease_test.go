@@ -120,6 +120,14 @@ func TestOfTwoNodesTheMasterGoesOnAlone(t *testing.T) {
 	eventually(t, "configuration is taken again", func() bool { _, err := nodes[0].putDomain("later.test"); return err == nil })
 }
 
+// rollBack takes a node's last commit out of its database, as if it were yesterday's.
+func (n *testNode) rollBack() {
+	n.t.Helper()
+	n.psql(`DELETE FROM config.domain; DELETE FROM config.change WHERE serial = (SELECT serial FROM node.position);
+		DELETE FROM config.history WHERE serial = (SELECT serial FROM node.position); UPDATE node.position SET serial = serial - 1;
+		SELECT node.recount(); UPDATE node.lease SET until = now() + interval '1 day'`) // so that it is taken away, not just not renewed
+}
+
 func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 	nodes := newCluster(t, 3)
 	nodes[0].mustPutDomain("kept.test")
@@ -127,10 +135,7 @@ func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 	for _, n := range nodes {
 		n.stopDaemon()
 	}
-	// Yesterday's database: the last commit is not in it.
-	nodes[0].psql(`DELETE FROM config.domain; DELETE FROM config.change WHERE serial = (SELECT serial FROM node.position);
-		DELETE FROM config.history WHERE serial = (SELECT serial FROM node.position); UPDATE node.position SET serial = serial - 1;
-		SELECT node.recount(); UPDATE node.lease SET until = now() + interval '1 day'`) // so that it is taken away, not just not renewed
+	nodes[0].rollBack()
 	for _, n := range nodes {
 		n.start()
 	}
@@ -151,6 +156,52 @@ func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 	inSync(t, nodes[1], nodes[0], nodes[2])
 	if !nodes[0].hasDomain("kept.test") {
 		t.Error("what only the slaves had is lost")
+	}
+}
+
+// Nobody in reach holds what the master has lost, since the slave that does is away: its own file tells.
+func TestARolledBackMasterKnowsByItsOwnFile(t *testing.T) {
+	nodes := newCluster(t, 3)
+	inSync(t, nodes...)
+	nodes[2].stopDaemon()
+	nodes[0].mustPutDomain("lost.test")
+	inSync(t, nodes[0], nodes[1])
+	held := nodes[0].state().Position
+	eventually(t, "the master's file has it", func() bool {
+		s, err := config.LoadSnapshot(nodes[0].local.SnapshotFile())
+		return err == nil && s.Position == held
+	})
+	nodes[0].stopDaemon()
+	nodes[1].stopDaemon()
+	nodes[0].rollBack()
+	nodes[2].start()
+	nodes[0].start()
+	eventually(t, "status says so, with the remedy", func() bool {
+		for _, p := range row(t, nodes[0].status(StatusParams{}), 1).Problems {
+			if strings.HasPrefix(p.What, "rolled back: this master's database is at 1.1/") && strings.Contains(p.Remedy, "`pmgcm promote --force` here") {
+				return true
+			}
+		}
+		return false
+	})
+	eventually(t, "the lease is taken away", func() bool {
+		has, err := nodes[0].db.HasLease(t.Context())
+		return err == nil && !has
+	})
+	if _, err := nodes[0].putDomain("other.test"); !errors.Is(err, db.ErrNoLease) {
+		t.Errorf("commit on the rolled-back master: %v, want ErrNoLease", err)
+	}
+	if s, err := config.LoadSnapshot(nodes[0].local.SnapshotFile()); err != nil || s.Position != held {
+		t.Errorf("the file holds %v (%v), want %v", s.Position, err, held)
+	}
+	if _, err := nodes[0].operator().Promote(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "in a new epoch configuration is taken", func() bool { _, err := nodes[0].putDomain("new.test"); return err == nil })
+	nodes[1].start()
+	inSync(t, nodes...)
+	if n := nodes[1].state().JournalLen; n != 1 {
+		t.Errorf("the lost commit's journal entries on the slave that held it: %d, want 1", n)
 	}
 }
 

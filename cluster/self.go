@@ -428,26 +428,6 @@ func cutOff(peers []Peer) []Problem {
 	}}
 }
 
-// rolledBack names slaves that hold commits of our own epoch which we lack.
-func (n *Node) rolledBack(st db.State) []Problem {
-	if roleOf(st) != Master {
-		return nil
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var out []Problem
-	for cid, v := range n.views {
-		p := v.state.Position
-		if v.answered && v.err == nil && p.Epoch == st.Position.Epoch && p.Serial > st.Position.Serial {
-			out = append(out, Problem{
-				fmt.Sprintf("rolled back: node %d holds %v, this master %v of the same epoch; no configuration is taken here", cid, p, st.Position),
-				fmt.Sprintf("`pmgcm promote` on node %d", cid),
-			})
-		}
-	}
-	return out
-}
-
 // refusedPushes names slaves that are in reach and yet do not take the configuration.
 func (n *Node) refusedPushes(st db.State) []Problem {
 	if roleOf(st) != Master {

@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -156,7 +158,10 @@ func explain(local net.Conn, service string, err error) {
 	switch service {
 	case ServicePostgres:
 		local.Write(errorResponse("08001", text)) //nolint:errcheck // who does not listen learns nothing
-	case ServiceControl:
+	case ServiceControl: // its head is read first: a client takes an answer to nothing for a fault
+		if _, err := http.ReadRequest(bufio.NewReader(io.LimitReader(local, 64<<10))); err != nil {
+			return
+		}
 		fmt.Fprintf(local, "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n",
 			len(text)+1, text) // as above
 	}

@@ -279,9 +279,14 @@ func TestSocketsOfPeers(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(5 * time.Second))
-		io.WriteString(c, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+		io.WriteString(c, "GET /status HTTP/1.1\r\n")
 		buf := make([]byte, 1000)
+		c.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		if n, err := c.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("before the request was made: %q, %v", buf[:n], err)
+		}
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		io.WriteString(c, "Host: x\r\n\r\n")
 		n, _ := io.ReadFull(c, buf)
 		if !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 502 ") || !strings.Contains(string(buf[:n]), "unreachable") {
 			t.Errorf("got %q", buf[:n])

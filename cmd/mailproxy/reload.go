@@ -230,7 +230,7 @@ func (c *configuration) reread(ctx context.Context) {
 		}
 		return
 	}
-	if c.emptied(s) {
+	if c.emptied(s) || c.node.TakenBack(loadCtx, s) {
 		return
 	}
 	before := c.loaded.Swap(s)

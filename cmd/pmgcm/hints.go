@@ -56,6 +56,7 @@ var hints = []struct {
 	{cluster.ErrGhost, `if it was installed again: "pmgcm delete CID" on the master, then join again`},
 	{cluster.ErrOlderVersion, `upgrade mailproxy here, restart the daemon, then join again`},
 	{cluster.ErrBadRequest, `check name and address in this node's file`},
+	{cluster.ErrMasterAlone, `"pmgcm status" on the master says why; then run the same command again`},
 	{cluster.ErrTooManyJoins, `wait a minute, then run the same command again`},
 	{cluster.ErrJoinFailed, `the master's log says why: "journalctl -u mailproxy" there`},
 	{cluster.ErrFingerprint, `compare with the line that "pmgcm join-cmd" prints on the master; if it differs, something else answers at that address`},

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"mailproxy/config"
 	"mailproxy/test/lab"
 )
 
@@ -254,7 +255,22 @@ func TestScenarioAMasterThatWasRolledBackIsNamedAndLosesNothing(t *testing.T) {
 		n.takes("to@today.test")
 	}
 
+	// By itself it knows from its file, and takes mail by what it had.
+	master.eventually(func() error {
+		s, err := config.LoadSnapshot(master.local.SnapshotFile())
+		if err == nil && len(s.Domains) != 2 {
+			err = fmt.Errorf("its file has %d domains", len(s.Domains))
+		}
+		return err
+	})
+	master.cutOff()
 	master.done(master.Rollback())
+	master.eventually(func() error {
+		return master.says("rolled back: this master's database is at", "remedy: bring back a node that holds it")
+	})
+	master.mustSend("to@today.test", "on a rolled-back node")
+	master.eventually(received(s, "on a rolled-back node"))
+	master.heal()
 	master.eventually(func() error { return master.says("rolled back: node 2 holds", "remedy: `pmgcm promote` on node 2") })
 	for _, n := range c[1:] {
 		if err := n.has([]string{"today.test"}); err != nil {
