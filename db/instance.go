@@ -50,8 +50,8 @@ const (
 	steadyAfter     = time.Minute            // up that long, the back-off begins anew
 	pingEvery       = 25 * time.Millisecond  // while it starts
 	watchEvery      = 200 * time.Millisecond // for an adopted server, which is not our child
-	fastStop        = 60 * time.Second       // for SIGINT: rolls back, writes a checkpoint
-	immediateStop   = 10 * time.Second       // for SIGQUIT
+	fastStop        = 25 * time.Second       // for SIGINT: rolls back, writes a checkpoint; both together are below what the daemon waits for
+	immediateStop   = 5 * time.Second        // for SIGQUIT
 )
 
 // maxSocketPath is what fits into sockaddr_un, but for the final NUL (unix(7)).
