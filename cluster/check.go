@@ -32,7 +32,7 @@ func (o *Operator) Waiting(ctx context.Context) (Waiting, error) {
 	err := getJSON(ctx, o.Local.ControlSocket(), "/queue", maxQueueBytes, &list)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return Waiting{}, fmt.Errorf("%w: %w", ErrNoDaemon, err)
+		return Waiting{}, daemonError(err)
 	case err != nil:
 		return Waiting{}, fmt.Errorf("read queue: %w", err)
 	}

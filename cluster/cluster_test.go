@@ -150,6 +150,37 @@ func TestRowsChangedByHandShowAsDriftAndSyncPutsThemRight(t *testing.T) {
 	repaired()
 }
 
+// Neither node has noticed yet when the operator orders the repair.
+func TestARepairSeesRowsThatWereChangedByHandJustNow(t *testing.T) {
+	nodes := newCluster(t, 2)
+	for name, repair := range map[string]func(o *Operator) error{
+		"sync":        func(o *Operator) error { _, err := o.Sync(t.Context(), nil); return err },
+		"sync --push": func(o *Operator) error { _, err := o.PushTo(t.Context(), 2, false, nil); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes[0].mustPutDomain("a.test")
+			inSync(t, nodes...)
+			nodes[1].psql("UPDATE config.domain SET comment = 'by hand'")
+			if err := repair(nodes[0].operator()); err != nil {
+				t.Fatal(err)
+			}
+			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "" {
+				t.Errorf("after the repair: %+v, %v", s.Domains, err)
+			}
+			nodes[0].mustPutDomain("b.test") // what else is pushed then
+			nodes[1].psql("UPDATE config.domain SET comment = 'by hand'")
+			nodes[0].psql("UPDATE config.domain SET comment = 'too'")
+			if err := repair(nodes[0].operator()); err != nil {
+				t.Fatalf("on both: %v", err)
+			}
+			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "too" {
+				t.Errorf("after the repair of both: %+v, %v", s.Domains, err)
+			}
+			nodes[0].mustPutDomain("a.test")
+		})
+	}
+}
+
 func TestRowsChangedByHandOnTheMasterBecomeACommitOfSync(t *testing.T) {
 	for name, sync := range map[string]func(o *Operator, confirm Confirm) error{
 		"sync": func(o *Operator, confirm Confirm) error { _, err := o.Sync(t.Context(), confirm); return err },

@@ -53,7 +53,7 @@ func (o *Operator) whoDrains(ctx context.Context, cid config.CID) (socket, by st
 	defer cancel()
 	self, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false)
 	if err != nil {
-		return "", "", fmt.Errorf("%w: %w", ErrNoDaemon, err)
+		return "", "", daemonError(err)
 	}
 	if cid == 0 || cid == self.CID {
 		return o.Local.ControlSocket(), o.Author.Who, nil
@@ -95,7 +95,7 @@ func (o *Operator) order(ctx context.Context, method, socket, path string, body 
 	local := socket == o.Local.ControlSocket()
 	switch {
 	case err != nil && local && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)):
-		return fmt.Errorf("%w: %w", ErrNoDaemon, err)
+		return daemonError(err)
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrPeerUnreachable, err)
 	}

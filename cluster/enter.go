@@ -180,6 +180,8 @@ func (o *Operator) joinFailed(address string, err error) error {
 	switch {
 	case errors.As(err, &je):
 		return fromJoinError(je)
+	case errors.Is(err, tunnel.ErrNotConfirmed):
+		return ErrKeyNotConfirmed
 	case errors.Is(err, tunnel.ErrFingerprint):
 		return fmt.Errorf("%w: %w", ErrFingerprint, err)
 	case errors.As(err, &ne), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, context.DeadlineExceeded):

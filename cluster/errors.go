@@ -42,6 +42,8 @@ var (
 	ErrNotConfirmed = errors.New("not confirmed, nothing changed")
 	// ErrNoDaemon: the local daemon does not answer, and without it no peer is in reach.
 	ErrNoDaemon = errors.New("the local daemon is not running")
+	// ErrDaemonSilent: it runs and does not answer.
+	ErrDaemonSilent = errors.New("the local daemon does not answer")
 	// ErrNoDatabase: the local PostgreSQL does not answer.
 	ErrNoDatabase = errors.New("the local PostgreSQL is not reachable")
 	// ErrNotMember: an address that belongs to no member.
@@ -95,6 +97,8 @@ var (
 	ErrTooManyJoins = errors.New("too many join attempts from this address")
 	// ErrJoinFailed: the master could not carry the join out.
 	ErrJoinFailed = errors.New("the master could not take this node in")
+	// ErrKeyNotConfirmed: the operator did not say yes to the key at the address.
+	ErrKeyNotConfirmed = errors.New("the master's key was not confirmed, nothing changed")
 	// ErrFingerprint: the key at the address is not the expected one.
 	ErrFingerprint = errors.New("fingerprint does not match")
 	// ErrJoinUnreachable: nothing answers at the address.

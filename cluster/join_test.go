@@ -133,7 +133,7 @@ func TestJoinRefusals(t *testing.T) {
 		{"another fingerprint", stranger, with(func(p *JoinParams) { p.Fingerprint = "SHA256:" + strings.Repeat("A", 43) }), ErrFingerprint, ""},
 		{"a fingerprint that was not confirmed", stranger, with(func(p *JoinParams) {
 			p.Fingerprint, p.Confirm = "", func(string) bool { return false }
-		}), ErrFingerprint, ""},
+		}), ErrKeyNotConfirmed, ""},
 		{"nothing answers there", stranger, dead, ErrJoinUnreachable, "connection refused"},
 		{"a slave is asked", stranger, with(func(p *JoinParams) {
 			p.Address, p.Fingerprint = nodes[1].local.TunnelAddress(), slaveKey.Fingerprint()

@@ -151,9 +151,20 @@ func (o *Operator) needDaemon(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	if _, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false); err != nil {
-		return fmt.Errorf("%w: %w", ErrNoDaemon, err)
+		return daemonError(err)
 	}
 	return nil
+}
+
+// errNoAnswer is a control socket that takes a question and leaves it.
+var errNoAnswer = fmt.Errorf("no answer in %v", statusTimeout)
+
+// daemonError says in which way the local daemon is away.
+func daemonError(err error) error {
+	if errors.Is(err, errNoAnswer) {
+		return fmt.Errorf("%w: %w", ErrDaemonSilent, err)
+	}
+	return fmt.Errorf("%w: %w", ErrNoDaemon, err)
 }
 
 // fetchStatus asks the daemon behind a control socket how it sees itself.
@@ -207,7 +218,7 @@ func plainCause(err error) error {
 	var sys *os.SyscallError
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no answer in %v", statusTimeout)
+		return errNoAnswer
 	case errors.As(err, &sys):
 		return sys.Err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -69,7 +69,9 @@ func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 	cancel()
 	if selfErr != nil {
 		var err error
-		if self, err = o.withoutDaemon(ctx); err != nil {
+		rest, cancel := context.WithTimeout(ctx, statusTimeout)
+		self, err = o.withoutDaemon(rest, daemonError(selfErr))
+		if cancel(); err != nil {
 			return Report{}, err
 		}
 	}
@@ -79,7 +81,7 @@ func (o *Operator) Status(ctx context.Context, p StatusParams) (Report, error) {
 	r := Report{ClusterID: self.ClusterID, At: time.Now().UTC(), Asked: self.CID, Rows: make([]Row, len(self.Peers)+1)}
 	r.Rows[0] = Row{NodeStatus: self}
 	if selfErr != nil {
-		r.Rows[0].Error = fmt.Sprintf("%v (%v)", ErrNoDaemon, selfErr)
+		r.Rows[0].Error = daemonError(selfErr).Error()
 	}
 	var all sync.WaitGroup
 	for i, peer := range self.Peers {
@@ -133,13 +135,16 @@ func (o *Operator) WaitInSync(ctx context.Context, p StatusParams, bound time.Du
 	}
 }
 
+// notAsked is the error of every other row where the local daemon, which has the tunnels, is away.
+const notAsked = "not asked: that takes the local daemon"
+
 // askRow asks one peer. Where it does not answer the row says what this node last knew.
 func (o *Operator) askRow(ctx context.Context, peer Peer, daemon, verify bool, bound time.Duration) Row {
 	row := Row{NodeStatus: NodeStatus{CID: peer.CID, Name: peer.Name, Address: peer.Address}, Since: peer.LastSeen, Transport: peer.Transport}
 	row.Position, row.Promised, row.ClockMS = peer.Position, peer.Promised, peer.ClockMS
 	row.Load1, row.MemoryPercent, row.DiskPercent, row.UptimeSeconds = -1, -1, -1, -1
 	if !daemon {
-		row.Error = "not asked, the local daemon is not running"
+		row.Error = notAsked
 		return row
 	}
 	ctx, cancel := context.WithTimeout(ctx, bound)
@@ -181,13 +186,16 @@ func sanitize(s NodeStatus) NodeStatus {
 }
 
 // withoutDaemon puts the own status together from what is on disk: the identity, and the members in the database or the last snapshot.
-func (o *Operator) withoutDaemon(ctx context.Context) (NodeStatus, error) {
+func (o *Operator) withoutDaemon(ctx context.Context, away error) (NodeStatus, error) {
 	host := readHost(o.Local.StateDir)
 	s := NodeStatus{
 		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
 		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
 		Problems: []Problem{{"the daemon is not running", "systemctl start mailproxy"}},
 		FQDN:     fqdn(), RebootRequired: rebootRequired(), Zone: zoneText(time.Now()),
+	}
+	if errors.Is(away, ErrDaemonSilent) {
+		s.Problems = []Problem{{"the daemon runs and does not answer", "systemctl restart mailproxy"}}
 	}
 	var members []config.Node
 	if st, err := o.state(ctx); err == nil {
@@ -283,11 +291,11 @@ func (r *Report) forgotten(reference config.Position) {
 }
 
 // noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
-// own tunnel is off cannot know.
+// own tunnel is off, or whose daemon is away, cannot know.
 func (r *Report) noMaster() {
 	shut := map[config.CID]bool{}
 	for _, row := range r.Rows {
-		if row.CID == r.Asked && row.TunnelOff {
+		if row.CID == r.Asked && (row.TunnelOff || row.Error != "") {
 			return
 		}
 		for _, p := range row.Peers {

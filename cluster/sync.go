@@ -87,7 +87,7 @@ func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node
 		if n.CID == st.CID {
 			continue
 		}
-		there, err := o.peerState(ctx, n.CID)
+		there, err := o.verifiedState(ctx, n.CID)
 		if err == nil && relate(st.Position, there.Position) == Drifted && !confirm.ok("rows that were changed by hand on %s", label(n)) {
 			return nil, ErrNotConfirmed
 		}
@@ -129,6 +129,9 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	if !confirm.ok("on %s whatever differs from this master's configuration %v", label(node), st.Position) {
 		return Synced{}, ErrNotConfirmed
 	}
+	if _, err := o.verifiedState(ctx, cid); err != nil {
+		return Synced{Node: node, Err: err}, fmt.Errorf("%s: %w", label(node), err)
+	}
 	done := Synced{Node: node}
 	push := o.DB.Push
 	if full {
@@ -136,6 +139,17 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	}
 	done.Stats, err = o.pushTo(ctx, cid, push)
 	return done, err
+}
+
+// verifiedState gives a peer's state after it has computed its digest from its rows: rows that were changed by hand show, and a push
+// replaces them.
+func (o *Operator) verifiedState(ctx context.Context, cid config.CID) (db.State, error) {
+	ask, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+	if _, err := o.fetchStatus(ask, o.Local.PeerDir(cid)+"/control.sock", true); err != nil {
+		return db.State{}, fmt.Errorf("%w: %w", ErrPeerUnreachable, err)
+	}
+	return o.peerState(ctx, cid)
 }
 
 type pushFunc func(ctx context.Context, p *db.Peer, progress func(rows int64)) (db.PushStats, error)

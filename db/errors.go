@@ -29,6 +29,8 @@ var (
 	ErrMoved = errors.New("the position is another by now")
 	// ErrNewerBackup is a backup that holds what this schema does not have.
 	ErrNewerBackup = errors.New("the backup was made by a newer version")
+	// ErrByHand is an undoing past a commit of rows that were changed by hand.
+	ErrByHand = errors.New("rows that were changed by hand became a commit, and what they were before is in no history")
 	// ErrNoLease is a write on a master that has not heard a majority of the nodes for too long.
 	ErrNoLease = errors.New("no majority of the nodes was heard lately")
 	// ErrOtherCluster is a peer in another cluster.

@@ -126,6 +126,14 @@ func (d *DB) Undo(ctx context.Context, epoch, serial int64) (now, then *config.S
 		if !known || after != now.Position.Serial-serial {
 			return fmt.Errorf("commit %d: %w", serial, ErrNoSuch)
 		}
+		var silent int64 // the newest commit without changes: rows that were changed by hand became its
+		if err := tx.QueryRow(ctx, `SELECT coalesce(max(h.serial), 0) FROM config.history h
+			WHERE h.serial > $1 AND NOT EXISTS (SELECT FROM config.change c WHERE c.serial = h.serial)`, serial).Scan(&silent); err != nil {
+			return err
+		}
+		if silent > 0 {
+			return fmt.Errorf("%w (commit %d)", ErrByHand, silent)
+		}
 		var first []Change // of each row after that commit: its old image is what the row was then
 		err = collect(ctx, tx, &first, func(r pgx.Rows, c *Change) error { return r.Scan(&c.Table, &c.Key, &c.Old) },
 			`SELECT DISTINCT ON (tab, key) tab, key, old FROM config.change WHERE serial > $1 ORDER BY tab, key, serial, seq`, serial)

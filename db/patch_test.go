@@ -74,4 +74,12 @@ func TestUndoGivesWhatWasAfterACommit(t *testing.T) {
 			t.Errorf("%+v: %v, want ErrNoSuch", c, err)
 		}
 	}
+	// Rows that were changed by hand become a commit, which has no images.
+	byHand := commit(t, d, func(ctx context.Context, tx *db.Tx) error { return tx.Renew(ctx) })
+	if _, _, err := d.Undo(t.Context(), 0, points[0].serial); !errors.Is(err, db.ErrByHand) {
+		t.Errorf("past a commit by hand: %v, want ErrByHand", err)
+	}
+	if _, _, err := d.Undo(t.Context(), 0, byHand.Serial); err != nil {
+		t.Errorf("to that commit: %v", err)
+	}
 }

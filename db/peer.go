@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"mailproxy/config"
 )
@@ -52,13 +53,32 @@ func (p *Peer) connect(ctx context.Context) error {
 	}
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
-		return fmt.Errorf("open peer: %w", err)
+		return fmt.Errorf("open peer: %w", said(err))
 	}
 	if p.sent != nil {
 		sent.Load().written.Add(p.sent.written.Load()) // it counts on where this is not the first connection
 	}
 	p.conn, p.sent = conn, sent.Load()
 	return nil
+}
+
+// A saidError is a connection's error in the words of who gave it; that the user is called peer and so on tells nobody anything.
+type saidError struct {
+	text string
+	err  error
+}
+
+func (e *saidError) Error() string { return e.text }
+func (e *saidError) Unwrap() error { return e.err }
+
+func said(err error) error {
+	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return &saidError{server.Message, err}
+	}
+	if failed, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return &saidError{failed.Unwrap().Error(), err}
+	}
+	return err
 }
 
 // errNoCancel: the gate lets nobody cancel a session's statement from outside.

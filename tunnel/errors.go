@@ -28,7 +28,9 @@ var (
 
 // What Join may answer besides a *JoinError and network errors.
 var (
-	// ErrFingerprint: the host key is another than the one that was pinned, or the operator did not confirm it. Nothing was sent.
+	// ErrNotConfirmed: the operator did not confirm the host key that was found. Nothing was sent.
+	ErrNotConfirmed = errors.New("host key was not confirmed")
+	// ErrFingerprint: the host key is another than the one that was pinned. Nothing was sent.
 	ErrFingerprint = errors.New("host key does not match")
 	// ErrBadReply: the answer is no answer to this request: too long, malformed, for another key or from another node.
 	ErrBadReply = errors.New("malformed answer")

@@ -287,7 +287,7 @@ func (r *JoinReply) check(own, host ssh.PublicKey) error {
 
 // Join asks the node at addr (host:port) to let this one into its cluster. The host key must have the fingerprint; where that is
 // empty, confirm is asked with the one that was found, on a connection of its own that then ends. Nothing secret is sent before; a
-// mismatch or a no is ErrFingerprint. The other side's refusal is a *JoinError.
+// mismatch is ErrFingerprint, a no ErrNotConfirmed. The other side's refusal is a *JoinError.
 func Join(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool,
 ) (JoinReply, error) {
 	return joinWith(ctx, addr, fingerprint, key, req, confirm, defaultTiming())
@@ -322,7 +322,7 @@ func askJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRe
 			return nil, nil, err
 		}
 		if confirm == nil || !confirm(found) {
-			return nil, nil, fmt.Errorf("%w: %s at %s was not confirmed", ErrFingerprint, found, addr)
+			return nil, nil, fmt.Errorf("%w: %s at %s", ErrNotConfirmed, found, addr)
 		}
 		fingerprint = found
 	}

@@ -93,10 +93,10 @@ func TestNothingIsSentToAWrongHost(t *testing.T) {
 	}
 	var shown string
 	_, err = ask(m, "", k, request(k), func(f string) bool { shown = f; return false })
-	if !errors.Is(err, ErrFingerprint) || shown != m.key.Fingerprint() {
+	if !errors.Is(err, ErrNotConfirmed) || shown != m.key.Fingerprint() {
 		t.Errorf("after a no to %s: %v", shown, err)
 	}
-	if _, err = ask(m, "", k, request(k), nil); !errors.Is(err, ErrFingerprint) {
+	if _, err = ask(m, "", k, request(k), nil); !errors.Is(err, ErrNotConfirmed) {
 		t.Errorf("with nobody to ask: %v", err)
 	}
 	if len(asked) > 0 {

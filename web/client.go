@@ -22,12 +22,16 @@ type Client struct {
 	http *http.Client
 }
 
+// silence is how long a daemon may take to begin its answer: it answers out of its memory.
+const silence = 10 * time.Second
+
 // Control gives a client for the daemon behind a control socket, or for a peer behind the socket that leads to it.
 func Control(socket string) *Client {
 	var d net.Dialer
 	return &Client{http: &http.Client{
 		Timeout: time.Minute,
 		Transport: &http.Transport{
+			ResponseHeaderTimeout: silence,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return d.DialContext(ctx, "unix", socket)
 			},
@@ -80,6 +84,9 @@ func (c *Client) do(ctx context.Context, method, path string, v any) error {
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("%w: %w", ErrNotRunning, errors.Unwrap(err))
+		}
+		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
+			return fmt.Errorf("%w: nothing came in %v", ErrSilent, silence)
 		}
 		return err
 	}

@@ -96,6 +96,9 @@ func (d *daemon) runCommand(ctx context.Context, from config.CID, cmd config.Com
 	reply := config.CommandReply{Output: out}
 	if err != nil {
 		reply.Error, reply.Hint, reply.Code = err.Error(), hint(err), 1
+		if from != 0 && errors.Is(err, db.ErrNoLease) { // "here" would be read on another node
+			reply.Hint = carriedLeaseHint
+		}
 		if _, usage := errors.AsType[*usageError](err); usage {
 			reply.Code = 2
 		}

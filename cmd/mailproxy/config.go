@@ -113,9 +113,12 @@ func configRollback(c *cli.Context) error {
 	})
 }
 
-// parseCommit reads "SERIAL", or "N:SERIAL" with the number of an epoch, for which "N.OWNER" is taken too.
+// parseCommit reads "SERIAL", or "N:SERIAL" with the number of an epoch, for which "N.OWNER" is taken too, and / for the colon.
 func parseCommit(s string) (epoch, serial int64, err error) {
 	first, rest, both := strings.Cut(s, ":")
+	if !both {
+		first, rest, both = strings.Cut(s, "/") // as history prints it
+	}
 	if both {
 		n, _, _ := strings.Cut(first, ".")
 		if epoch, err = strconv.ParseInt(n, 10, 64); err != nil || epoch < 1 {
@@ -174,7 +177,11 @@ func (s *store) apply(c *cli.Context, before, after *config.Snapshot, difference
 	if err != nil {
 		return err
 	}
-	return done(c, at, "%d changes applied", len(differences))
+	changes := "changes"
+	if len(differences) == 1 {
+		changes = "change"
+	}
+	return done(c, at, "%d %s applied", len(differences), changes)
 }
 
 var errMeanwhile = errors.New("the configuration was changed meanwhile")

@@ -13,6 +13,9 @@ import (
 
 const leaseHint = `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`
 
+// carriedLeaseHint is for whoever typed a command on another node than the master.
+const carriedLeaseHint = `the master is cut off from most nodes: bring it back to them; or, where most of them answer here ("pmgcm status"), "pmgcm promote" here`
+
 // hint gives the command to paste after an error; empty where there is none.
 func hint(err error) string {
 	var own *hintError
@@ -40,6 +43,8 @@ func hint(err error) string {
 		return `"pmgcm status" shows what is under way; run it again when that is done`
 	case errors.Is(err, errShortPassphrase):
 		return "whoever gets the file can try them all: take a few words"
+	case errors.Is(err, db.ErrByHand):
+		return `a later commit can be gone back to; else take a text from before ("mailproxy config apply"), or a backup`
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
 	case errors.Is(err, db.ErrInDoubt):
@@ -48,6 +53,8 @@ func hint(err error) string {
 		return `run it again; "pmgcm status" says whether the database is there`
 	case errors.Is(err, cluster.ErrMasterAway):
 		return `wait until it is back; or, where it is lost, run "pmgcm promote" on a node that is in sync`
+	case errors.Is(err, cluster.ErrDaemonSilent), errors.Is(err, web.ErrSilent):
+		return `it hangs, or the machine is overloaded: "systemctl restart mailproxy"`
 	case errors.Is(err, cluster.ErrNoDaemon):
 		return `start it: "systemctl start mailproxy", or look why it ended: "journalctl -u mailproxy"`
 	case errors.Is(err, db.ErrNoLease):

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 
 	"github.com/rs/zerolog"
@@ -194,8 +194,21 @@ func whoAmI() string {
 // asked shows a question and says whether the answer is yes. No answer is no.
 func asked(c *cli.Context, format string, args ...any) bool {
 	_, _ = fmt.Fprintf(c.App.Writer, format+" (yes/no)? ", args...)
-	line, _ := bufio.NewReader(c.App.Reader).ReadString('\n')
-	return strings.EqualFold(strings.TrimSpace(line), "yes")
+	line := readLine(c.App.Reader)
+	return slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(line)))
+}
+
+// readLine reads one line, and nothing behind it: another question may follow.
+func readLine(r io.Reader) string {
+	var line []byte
+	for b := make([]byte, 1); len(line) < 1000; {
+		if n, err := r.Read(b); n == 0 && err != nil || n == 1 && b[0] == '\n' {
+			break
+		} else if n == 1 {
+			line = append(line, b[0])
+		}
+	}
+	return string(line)
 }
 
 // printJSON writes v for programs.

@@ -52,7 +52,10 @@ func showCAs(c *cli.Context) error {
 			}
 			_, _ = fmt.Fprintf(w, "%s\tnode %d\t%s\tnever\t%s\n", ca.Fingerprint, ca.CID, ca.CreatedAt.UTC().Format(time.DateOnly), signs)
 		}
-		_, _ = fmt.Fprintln(w, "\t\t\t\t\nNODE\tKEY\tENDS\tSIGNED BY\t")
+		if err := w.Flush(); err != nil { // the two have columns of their own
+			return err
+		}
+		_, _ = fmt.Fprintln(w, "\nNODE\tKEY\tENDS\tSIGNED BY\t")
 		for _, n := range all.Nodes {
 			if n.Certificate == nil {
 				_, _ = fmt.Fprintf(w, "%s(%d)\tdoes not answer\t\t\t\n", n.Name, n.CID)

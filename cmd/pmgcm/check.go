@@ -186,9 +186,10 @@ func judgeCluster(r cluster.Report, l limits) result {
 	}
 	if len(wrong) > 0 {
 		out.level = max(out.level, levelWarning)
-		out.text += "; " + wrong[0]
-		if len(wrong) > 1 {
-			out.text += fmt.Sprintf(" (and %d more, `pmgcm status`)", len(wrong)-1)
+		const shown = 3 // a line is all that a monitor shows
+		out.text += "; " + strings.Join(wrong[:min(shown, len(wrong))], "; ")
+		if len(wrong) > shown {
+			out.text += fmt.Sprintf(" (and %d more, `pmgcm status`)", len(wrong)-shown)
 		}
 	}
 	out.perf = []string{l.perf("not_in_sync", fmt.Sprint(len(off))), fmt.Sprintf("nodes=%d;;;0", len(r.Rows)), fmt.Sprintf("commits_behind=%d;;;0", behind)}
@@ -201,11 +202,18 @@ func checkQueue(c *cli.Context, o *cluster.Operator, l limits) (result, error) {
 		return result{}, err
 	}
 	oldest := int64(w.Oldest.Seconds())
-	text := fmt.Sprintf("%d items", w.Items)
+	text := counted(w.Items, "item")
 	if w.Items > 0 {
 		text += ", the oldest since " + span(oldest)
 	}
 	return result{l.judge(float64(w.Items)), text, []string{l.perf("items", fmt.Sprint(w.Items)), fmt.Sprintf("oldest=%ds;;;0", oldest)}}, nil
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func checkCertificates(c *cli.Context, o *cluster.Operator, l limits) (result, error) {

@@ -16,6 +16,7 @@ var hints = []struct {
 	err  error
 	hint string
 }{
+	{cluster.ErrDaemonSilent, `it hangs, or the machine is overloaded: "systemctl restart mailproxy"`},
 	{cluster.ErrNoDaemon, `start it: "systemctl start mailproxy"; "journalctl -u mailproxy" says why it ended`},
 	{cluster.ErrNoDatabase, `the daemon starts it: "systemctl status mailproxy"; "pmgcm status" names what is wrong with it`},
 	{cluster.ErrUnwell, `put right what is named above; then "pmgcm create" here, or "pmgcm join MASTER_IP" to enter a cluster`},
@@ -32,6 +33,7 @@ var hints = []struct {
 	{cluster.ErrNoSuchNode, `"pmgcm status" shows the nodes and their CIDs`},
 	{cluster.ErrDeleteSelf, `run "pmgcm promote" on the node that shall be master, then "pmgcm delete" there`},
 	{cluster.ErrMasterLeaves, `run "pmgcm promote" on the node that shall be master, then "pmgcm leave" here`},
+	{cluster.ErrKeyNotConfirmed, `answer yes if it is the fingerprint that "pmgcm join-cmd" prints on the master`},
 	{cluster.ErrNotConfirmed, `answer yes, or give --yes`},
 	{cluster.ErrNotMember, `"pmgcm status" shows the members' addresses; "pmgcm join" enters another cluster`},
 	{cluster.ErrHostNotMaster, `"pmgcm status" there shows the master`},
@@ -51,8 +53,8 @@ var hints = []struct {
 	{cluster.ErrTokenUsed, `a token is good for one node: run "pmgcm join-cmd" on the master again`},
 	{cluster.ErrTokenExpired, `run "pmgcm join-cmd" on the master again, and the line that it prints within the hour`},
 	{cluster.ErrKeyRevoked, `to enter again as a new node, stop the daemon, remove the keys directory under the state directory, and join`},
-	{cluster.ErrNameTaken, `change "name" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
-	{cluster.ErrAddressTaken, `change "address" in this node's file and restart the daemon, or "pmgcm delete CID" that node on the master`},
+	{cluster.ErrNameTaken, `take another name (before a join: in this node's file, then restart the daemon), or "pmgcm delete CID" the node that has it`},
+	{cluster.ErrAddressTaken, `take another address (before a join: in this node's file, then restart the daemon), or "pmgcm delete CID" the node that has it`},
 	{cluster.ErrGhost, `if it was installed again: "pmgcm delete CID" on the master, then join again`},
 	{cluster.ErrOlderVersion, `upgrade mailproxy here, restart the daemon, then join again`},
 	{cluster.ErrBadRequest, `check name and address in this node's file`},

@@ -24,11 +24,10 @@ func statusCommand() *cli.Command {
 		Name:  "status",
 		Usage: "show all nodes, and what is wrong",
 		Description: "Asks every node side by side, each for 2 s at most; a node that does not answer is a row with ERROR. STATE is A for a node in " +
-			"sync with the master and S for one that is behind, drifted, stale or joining; --long and --json have the word. Under the table " +
-			"stands what each node knows to be wrong, with the remedy; of a node in no cluster that alone. Exit code 3 when not every node is in sync.\n\n" +
 			"sync with the master and S for one that is behind, drifted, stale, joining or draining; --long and --json have the word. Under the table " +
-			"stands what each node knows to be wrong, with the remedy. Exit code 3 when not every node is in sync.\n\n" +
-			"A node whose rows were changed by hand shows as drifted within a minute, with --verify at once; `pmgcm sync` there puts them right.",
+			"stands what each node knows to be wrong, with the remedy; of a node in no cluster that alone. Exit code 3 when not every node is in sync.\n\n" +
+			"A node whose rows were changed by hand shows as drifted within a minute, with --verify at once; `pmgcm sync` on the master, or " +
+			"`pmgcm sync --pull` on that node, puts them right.",
 		Flags: []cli.Flag{
 			jsonFlag(),
 			&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "everything that is known of each node"},
