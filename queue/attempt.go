@@ -3,13 +3,13 @@ package queue
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"mailproxy/mail"
 	"mailproxy/relay"
+	"mailproxy/spool"
 )
 
 // A fate is what an attempt brought for one recipient.
@@ -34,22 +34,21 @@ type trial struct {
 
 	outOfReach string // key of a next hop that was
 	ended      bool   // at least one attempt ended by itself
-	unsaved    bool   // the disk does not know what they brought
 }
 
 // try makes one attempt for each group and settles the item.
 func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate)}
-	m, err := q.files.open(n.id)
+	m, err := q.spool.Open(n.id)
 	if err == nil {
-		defer m.close()
-		err = m.check()
+		defer m.Close()
+		err = m.Check()
 	}
 	if err != nil {
 		t.unreadable(err)
 		return
 	}
-	if err := q.files.mark(n.id, q.o.Now()); err != nil {
+	if err := q.spool.Mark(n.id, q.o.Now()); err != nil {
 		q.health.note(q.o.Now(), q.log, err) // a mark is for the log only: the attempt is made
 	}
 	for i, g := range groups {
@@ -60,11 +59,7 @@ func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 			t.checkpoint(g)
 		}
 	}
-	gone := t.settle(m)
-	if !gone && !t.unsaved { // else the mark names what a restart delivers again
-		q.files.unmark(n.id)
-	}
-	t.giveBack(gone)
+	t.giveBack(t.settle(m))
 }
 
 // unreadable sets a damaged item aside; where the disk does not read, it is tried later.
@@ -73,14 +68,11 @@ func (t *trial) unreadable(err error) {
 	event, damaged := "spool.unreadable", errors.Is(err, ErrDamaged)
 	if damaged {
 		event = "spool.damaged"
-		t.health.note(t.o.Now(), t.log, t.files.setAside(n.id))
+		t.health.note(t.o.Now(), t.log, t.spool.SetAside(n.id))
 	}
-	t.log.Error().Str("item", n.id).AnErr("err", err).Str("file", t.files.item(n.id)).Msg(event)
-	gone := damaged || errors.Is(err, fs.ErrNotExist) // by a foreign hand
+	t.log.Error().Str("item", n.id).AnErr("err", err).Msg(event)
+	gone := damaged || errors.Is(err, spool.ErrNoSuch)
 	t.mu.Lock()
-	if damaged {
-		t.counts.Damaged++
-	}
 	if !gone {
 		n.attempts++
 		n.lastReply = err.Error()
@@ -91,7 +83,7 @@ func (t *trial) unreadable(err error) {
 }
 
 // attempt brings the message to one next hop and notes each recipient's fate.
-func (t *trial) attempt(ctx context.Context, g *group, m *message) {
+func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	start := t.o.Now()
 	if g.refused != nil {
 		t.ended = true
@@ -109,7 +101,7 @@ func (t *trial) attempt(ctx context.Context, g *group, m *message) {
 	t.log.Info().Str("item", t.n.id).Str("transport", g.transport.Name).Int("attempt", number).
 		Array("forward_path", pathArray(paths)).Msg("attempt.start")
 	results, err := t.deliver(ctx, relay.Attempt{
-		Transport: g.transport, Domain: g.domain, Envelope: m.envelope, Paths: paths, Content: m.content,
+		Transport: g.transport, Domain: g.domain, Envelope: m.Envelope, Paths: paths, Content: m.Content,
 	})
 	took := t.o.Now().Sub(start)
 	t.mu.Lock()
@@ -162,8 +154,16 @@ func (t *trial) checkpoint(g *group) {
 		sent = sent || t.fates[r.index] == fateSent
 	}
 	if sent {
-		t.health.note(t.o.Now(), t.log, t.files.saveState(t.n.id, s))
+		t.health.note(t.o.Now(), t.log, t.saveState(t.n.id, s, true))
 	}
+}
+
+func (q *Queue) saveState(id string, s *state, trying bool) error {
+	b, err := s.encode()
+	if err != nil {
+		return err
+	}
+	return q.spool.SetState(id, b, trying)
 }
 
 // note notes and logs what became of one recipient.
@@ -187,7 +187,7 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 }
 
 // settle makes durable what the attempts brought; gone says that the item is no more.
-func (t *trial) settle(m *message) (gone bool) {
+func (t *trial) settle(m *spool.Message) (gone bool) {
 	n, now := t.n, t.o.Now()
 	var failed []failure
 	expired := now.Sub(n.created) >= t.o.Life()
@@ -231,14 +231,15 @@ func (t *trial) settle(m *message) (gone bool) {
 	var err error
 	switch {
 	case len(open) == 0:
-		err = t.files.remove(n.id)
+		err = t.spool.Remove(n.id)
 		t.log.Info().Str("item", n.id).Int("attempt", n.attempts).AnErr("err", err).Msg("item.done")
 	case t.ended || closed > 0:
-		err = t.files.saveState(n.id, saved)
+		err = t.saveState(n.id, saved, false)
 		t.log.Info().Str("item", n.id).Int("open", len(open)).Time("next_at", n.next).AnErr("err", err).Msg("item.later")
+	default:
+		err = t.spool.Unmark(n.id)
 	}
-	t.health.note(now, t.log, err)
-	t.unsaved = err != nil
+	t.health.note(now, t.log, err) // what could not be saved leaves the mark, which names what a restart delivers again
 	return len(open) == 0
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"mailproxy/mail"
 	"mailproxy/relay"
+	"mailproxy/spool"
 )
 
 // A failure is one forward-path to be reported as not delivered.
@@ -49,7 +50,7 @@ func (q *Queue) DSN(ctx context.Context, e *mail.Envelope, results []relay.Resul
 
 // report spools the DSN of an item, before the item's paths are closed; false where that was not possible. Its ID comes from
 // the item's and the paths, so that doing it again after a crash finds the DSN there.
-func (t *trial) report(m *message, failed []failure) bool {
+func (t *trial) report(m *spool.Message, failed []failure) bool {
 	n := t.n
 	if n.reverse.IsNull() {
 		// RFC 5321 §4.5.5: nobody is told; the log is.
@@ -66,7 +67,7 @@ func (t *trial) report(m *message, failed []failure) bool {
 	if there {
 		return true
 	}
-	if err := t.spoolDSN(id, m.envelope, failed, m.content); err != nil {
+	if err := t.spoolDSN(id, m.Envelope, failed, m.Content); err != nil {
 		t.log.Error().Str("item", n.id).AnErr("err", err).Msg("dsn.refused")
 		return false
 	}

@@ -108,12 +108,12 @@ func TestDSN(t *testing.T) {
 	if err != nil || !item.ReversePath.IsNull() || len(item.ForwardPaths) != 1 || item.ForwardPaths[0] != e.ReversePath {
 		t.Fatalf("item %+v, %v", item, err)
 	}
-	m, err := q.files.open(id)
+	m, err := q.spool.Open(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.close()
-	raw := readAll(t, m.content)
+	defer m.Close()
+	raw := readAll(t, m.Content)
 	if strings.IndexFunc(raw, func(r rune) bool { return r >= 0x80 }) >= 0 || strings.Contains(raw, "secret body") {
 		t.Errorf("8-bit, or more than the header:\n%s", raw)
 	}
@@ -159,15 +159,15 @@ func TestDSNWithUTF8Addresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := q.files.open(id)
+	m, err := q.spool.Open(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.close()
-	if !m.envelope.SMTPUTF8 {
+	defer m.Close()
+	if !m.Envelope.SMTPUTF8 {
 		t.Error("spooled without SMTPUTF8")
 	}
-	_, parts := parseDSN(t, readAll(t, m.content))
+	_, parts := parseDSN(t, readAll(t, m.Content))
 	if ct := parts[1].header.Get("Content-Type"); ct != "message/global-delivery-status" ||
 		fieldsOf(t, parts[1].body)[1].Get("Final-Recipient") != "utf-8; ü@b.test" ||
 		parts[2].header.Get("Content-Type") != "message/global-headers" || strings.TrimSpace(parts[2].body) != "Subject: ö" {
@@ -233,7 +233,7 @@ func TestDSNIsNotDoubledByACrash(t *testing.T) {
 	dir := t.TempDir()
 	q := openTest(t, dir, nil)
 	id := q.mustPut(t, false, draft("from@a.test", "no@b.test"))[0]
-	m, err := q.files.open(id)
+	m, err := q.spool.Open(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestDSNIsNotDoubledByACrash(t *testing.T) {
 	if !tr.report(m, failed) {
 		t.Fatal("not reported")
 	}
-	m.close()
+	m.Close()
 	q.Close() // the crash: the item is still there
 	q = openTest(t, dir, nil)
 	if len(q.List()) != 2 {

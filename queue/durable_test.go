@@ -1,15 +1,18 @@
 package queue
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -114,14 +117,14 @@ func TestWhatPutReturnedIsThereAfterKill(t *testing.T) {
 	there := map[string]bool{}
 	for _, i := range q.List() {
 		there[i.ID] = true
-		m, err := q.files.open(i.ID)
+		m, err := q.spool.Open(i.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.check(); err != nil {
+		if err := m.Check(); err != nil {
 			t.Errorf("%s: %v", i.ID, err)
 		}
-		m.close()
+		m.Close()
 	}
 	for id := range all {
 		if !there[id] {
@@ -275,19 +278,12 @@ func TestFullSpool(t *testing.T) {
 		q.Close()
 	})
 	t.Run("inodes are kept free", func(t *testing.T) {
-		dir := tmpfs(t, 70)
+		dir := tmpfs(t, 69) // the root and the four directories have one each, and so has the first segment
 		q := openTest(t, dir, nil)
-		taken := 0
-		for taken < 100 {
-			if _, err := q.Put(context.Background(), []Draft{big(10)}, false); err != nil {
-				isFull(t, err)
-				break
-			}
-			taken++
-		}
-		// The root and the three directories have one each.
-		if taken != 70-4-64+1 || len(q.List()) != taken || !errors.Is(q.Healthy(), ErrFull) {
-			t.Errorf("%d taken, %d there, Healthy: %v", taken, len(q.List()), q.Healthy())
+		q.mustPut(t, false, big(10))
+		_, err := q.Put(context.Background(), []Draft{big(10)}, false)
+		if isFull(t, err); len(q.List()) != 1 || !errors.Is(q.Healthy(), ErrFull) {
+			t.Errorf("%d there, Healthy: %v", len(q.List()), q.Healthy())
 		}
 		q.Close()
 	})
@@ -296,20 +292,24 @@ func TestFullSpool(t *testing.T) {
 		q := openTest(t, dir, nil)
 		q.o.MinFree = -1 << 40 // the gate is open: the write itself has to end well
 		before := freeOctets(t, dir)
-		_, err := q.Put(context.Background(), []Draft{big(100 << 10), big(2 << 20)}, false)
-		isFull(t, err)
-		if after := freeOctets(t, dir); len(q.List()) != 0 || !spoolIsEmpty(t, dir) || after != before {
-			t.Errorf("something is left: %d octets free, were %d", after, before)
+		for name, drafts := range map[string][]Draft{
+			"of its own file": {big(100 << 10), big(2 << 20)}, "of the log": {big(700 << 10), big(700 << 10)},
+		} {
+			_, err := q.Put(context.Background(), drafts, false)
+			isFull(t, err)
+			if after := freeOctets(t, dir); len(q.List()) != 0 || !spoolIsEmpty(t, dir) || before-after > 8<<10 { // a segment's first page
+				t.Errorf("%s: something is left: %d octets free, were %d", name, after, before)
+			}
 		}
-		id := q.mustPut(t, false, big(500<<10))[0] // there is room again
+		q.mustPut(t, false, big(500<<10)) // there is room again
 		if err := os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 2<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("fill: %v", err)
 		}
 		// A drain goes on although nothing can be written: delivered items are removed.
 		q.run(t)
 		waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
-		if _, err := os.Stat(filepath.Join(dir, "item", id)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("item: %v", err)
+		if !spoolIsEmpty(t, dir) {
+			t.Error("something is left")
 		}
 		q.Close()
 	})
@@ -326,7 +326,6 @@ func freeOctets(t *testing.T, dir string) int64 {
 
 // helperSync puts one message and says what came of it.
 func helperSync(dir string) {
-	runtime.LockOSThread() // strace counts calls by thread
 	q, err := Open(Options{Dir: dir, Hostname: "mx.test", Route: route})
 	fatal(err)
 	fmt.Println("opened")
@@ -338,13 +337,23 @@ func helperSync(dir string) {
 	fmt.Println("again", err)
 }
 
-// The disk's errors at fsync, made by strace: of the file (the first sync behind the two of Open), and of the directory (the next).
+// The disk's errors, made by strace: of a segment, and of its name.
 func TestSyncErrorRefusesTheMailAndLeavesNothing(t *testing.T) {
-	for name, when := range map[string]string{"of the file": "3", "of the directory": "4"} {
+	for name, inject := range map[string][]string{
+		"of the segment": {"-e", "inject=fdatasync:error=EIO"}, "of its name": {"-P", "spool/log", "-e", "inject=fsync:error=EIO"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			cmd := helper("sync", dir, "strace", "-f", "-o", filepath.Join(dir, "trace"), "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when="+when)
+			for i, arg := range inject {
+				if arg == "spool/log" {
+					inject[i] = filepath.Join(dir, arg)
+				}
+			}
 			spool := filepath.Join(dir, "spool")
+			if err := os.MkdirAll(filepath.Join(spool, "log"), 0o700); err != nil { // a path to look for must be there
+				t.Fatal(err)
+			}
+			cmd := helper("sync", dir, append([]string{"strace", "-f", "-o", filepath.Join(dir, "trace")}, inject...)...)
 			cmd.Args[len(cmd.Args)-1] = spool
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -359,84 +368,88 @@ func TestSyncErrorRefusesTheMailAndLeavesNothing(t *testing.T) {
 				}
 			}
 			if !spoolIsEmpty(t, spool) {
-				t.Errorf("left: %v", names(t, filepath.Join(spool, "item")))
+				t.Errorf("left: %v", names(t, filepath.Join(spool, "log")))
 			}
 		})
 	}
 }
 
-// helperRelease holds a message, releases it, and says what came of that.
+// helperRelease holds a message, releases it when it is told to, and says what came of that.
 func helperRelease(dir string) {
-	runtime.LockOSThread() // strace counts calls by thread
 	q, err := Open(Options{Dir: dir, Hostname: "mx.test", Route: route})
 	fatal(err)
 	ids, err := q.Put(context.Background(), []Draft{draft("from@a.test", "x@b.test")}, true)
+	fatal(err)
+	fmt.Println("held")
+	_, err = os.Stdin.Read(make([]byte, 1))
 	fatal(err)
 	fmt.Println("release", q.Release(ids))
 	fmt.Println("drop", q.Drop(ids))
 	fmt.Println("items", len(q.List()))
 }
 
-// The disk's error behind the final dot: what is released and not durable is not accepted. Two syncs are Open's, two Put's.
+// The disk's error behind the final dot: what is released and not durable is not accepted.
 func TestReleaseThatIsNotDurableIsAnError(t *testing.T) {
 	dir := t.TempDir()
-	spool := filepath.Join(dir, "spool")
-	cmd := helper("release", spool, "strace", "-f", "-o", filepath.Join(dir, "trace"), "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=5")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s (Debian package strace)", err, out)
-	}
-	if got := string(out); !strings.HasPrefix(got, "release 451 4.3.0 ") || !strings.HasSuffix(got, "\ndrop <nil>\nitems 0\n") || !spoolIsEmpty(t, spool) {
-		t.Errorf("left: %v, said:\n%s", names(t, filepath.Join(spool, "item")), got)
-	}
-}
-
-func TestConcurrentPutsShareTheSyncOfTheDirectory(t *testing.T) {
-	d, err := os.Open(t.TempDir())
+	cmd := helper("release", dir)
+	tell, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
-	s := dirSync{dir: d}
-	s.run.Lock() // a sync under way
-	var wg sync.WaitGroup
-	for range 20 {
-		wg.Go(func() {
-			if err := s.sync(); err != nil {
-				t.Error(err)
-			}
-		})
+	said, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	waitFor(t, "somebody waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.waiting != nil })
-	first := s.waiting
-	s.run.Unlock()
-	wg.Wait()
-	if !first.done {
-		t.Error("the batch was not synced")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	d.Close()
-	if err := s.sync(); err == nil {
-		t.Error("the sync's error was lost")
+	lines := bufio.NewReader(said)
+	if line, err := lines.ReadString('\n'); line != "held\n" {
+		t.Fatal(line, err)
+	}
+	trace := exec.Command("strace", "-f", "-p", strconv.Itoa(cmd.Process.Pid), "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO")
+	attached, err := trace.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := trace.Start(); err != nil {
+		t.Fatalf("%v (Debian package strace)", err)
+	}
+	if _, err := attached.Read(make([]byte, 1)); err != nil { // "strace: Process N attached"
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, attached) }()
+	if _, err := tell.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(lines)
+	if err := errors.Join(err, cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	_ = trace.Wait()
+	if got := string(rest); !strings.HasPrefix(got, "release 451 4.3.0 ") || !strings.HasSuffix(got, "\ndrop <nil>\nitems 0\n") {
+		t.Errorf("said:\n%s", got)
+	}
+	if q := openTest(t, dir, nil); len(q.List()) != 0 {
+		t.Errorf("the next start finds %v", q.List())
 	}
 }
 
 // What is kept in memory of an item does not depend on its size, and is small.
 func TestMemoryOfAnItem(t *testing.T) {
 	dir := t.TempDir()
-	openTest(t, dir, nil).Close()
+	q := openTest(t, dir, nil)
 	const count = 20000
-	var b bytes.Buffer
-	for i := range count {
-		b.Reset()
-		d := draft("from@a.test", fmt.Sprintf("user%d@b.test", i))
-		d.Content = bytes.NewReader(make([]byte, 2000))
-		if err := writeItem(&b, &d.Envelope, d.Content); err != nil {
-			t.Fatal(err)
+	for i := range count / 100 {
+		drafts := make([]Draft, 100)
+		for j := range drafts {
+			drafts[j] = draft("from@a.test", fmt.Sprintf("user%d@b.test", 100*i+j))
+			drafts[j].Content = bytes.NewReader(make([]byte, 2000))
 		}
-		if err := os.WriteFile(filepath.Join(dir, "item", mail.NewID(time.Now())), b.Bytes(), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		q.mustPut(t, false, drafts...)
 	}
+	q.Close()
+	q = nil
 	heapNow := func() uint64 {
 		runtime.GC()
 		var m runtime.MemStats
@@ -445,7 +458,7 @@ func TestMemoryOfAnItem(t *testing.T) {
 	}
 	before := heapNow()
 	start := time.Now()
-	q := openTest(t, dir, nil)
+	q = openTest(t, dir, nil)
 	took := time.Since(start)
 	each := (heapNow() - before) / count
 	if n := len(q.List()); n != count || each > 1000 {

@@ -5,11 +5,12 @@ import (
 	"fmt"
 
 	"mailproxy/mail"
+	"mailproxy/spool"
 )
 
 var (
 	// ErrFull: the spool's file system has no room, or less than Options.MinFree.
-	ErrFull = errors.New("spool is full")
+	ErrFull = spool.ErrFull
 	// ErrSick: an earlier write to the spool could not be made durable, and none has succeeded since.
 	ErrSick = errors.New("spool does not keep what is written")
 	// ErrNoSuch: there is no item of that ID.
@@ -18,15 +19,9 @@ var (
 	ErrBusy = errors.New("item is being tried just now")
 	// ErrHeld: the item is held: its client has no answer yet.
 	ErrHeld = errors.New("item is held until its client is answered")
-	// ErrDamaged: a file of the spool has a wrong checksum or shape.
-	ErrDamaged = errors.New("damaged file in the spool")
+	// ErrDamaged: a record of the spool has a wrong checksum or shape.
+	ErrDamaged = spool.ErrDamaged
 )
-
-// A damagedError says what is wrong with a file; it wraps ErrDamaged.
-type damagedError string
-
-func (e damagedError) Error() string        { return "damaged: " + string(e) }
-func (e damagedError) Is(target error) bool { return target == ErrDamaged }
 
 // refusal is the reply for mail that could not be spooled.
 func refusal(err error) *mail.Reply {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"mailproxy/spool"
 )
 
 // probeEvery is how often a write is let through to a spool that is sick, to see whether it has recovered.
@@ -50,7 +52,7 @@ func (h *health) written(now time.Time, log zerolog.Logger, err error) {
 
 // note notes an error of the spool; nil is nothing new.
 func (h *health) note(now time.Time, log zerolog.Logger, err error) {
-	var content *contentError
+	var content *spool.ContentError
 	switch {
 	case err == nil, errors.As(err, &content):
 		return
@@ -88,10 +90,10 @@ func (q *Queue) Healthy() error {
 	if err := q.health.problem(); err != nil {
 		return fmt.Errorf("%w: %w", ErrSick, err)
 	}
-	if err := q.files.room(0, q.o.MinFree); err != nil {
+	if err := q.spool.Room(0, q.o.MinFree); err != nil {
 		return err
 	}
-	if n := q.Stats().Damaged; n > 0 {
+	if n := q.spool.Damaged(); n > 0 {
 		return fmt.Errorf("%w: %d set aside in %s/damaged", ErrDamaged, n, q.o.Dir)
 	}
 	return nil
@@ -119,6 +121,7 @@ func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.counts
+	s.Damaged = q.spool.Damaged()
 	for _, n := range q.items {
 		if n.held {
 			s.Held++

@@ -17,6 +17,7 @@ import (
 	"mailproxy/config"
 	"mailproxy/mail"
 	"mailproxy/relay"
+	"mailproxy/spool"
 )
 
 func path(s string) mail.Path {
@@ -187,6 +188,13 @@ func names(t testing.TB, dir string) (out []string) {
 	return out
 }
 
+// spoolIsEmpty says whether nothing is in the spool that another start would find.
 func spoolIsEmpty(t testing.TB, dir string) bool {
-	return len(names(t, filepath.Join(dir, "item")))+len(names(t, filepath.Join(dir, "new"))) == 0
+	t.Helper()
+	s, r, err := spool.Inspect(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	return r.Messages+r.Held+len(r.Bad)+len(names(t, filepath.Join(dir, "new"))) == 0
 }

@@ -2,87 +2,56 @@ package queue
 
 import (
 	"container/heap"
-	"errors"
-	"io/fs"
-	"os"
-	"strings"
+	"path/filepath"
+
+	"mailproxy/spool"
 )
 
 // load reads the spool at start. Only the small view of each item stays in memory.
 func (q *Queue) load() error {
-	var held, states, tries []string
-	err := q.files.list(func(name string) error {
-		id, suffix, _ := strings.Cut(name, ".")
-		switch "." + suffix {
-		case heldSuffix:
-			held = append(held, id)
-		case stateSuffix:
-			states = append(states, id)
-		case trySuffix:
-			tries = append(tries, id)
-		default:
-			return q.loadItem(name)
+	var held, cut []string
+	err := q.spool.Each(func(f spool.Found) error {
+		if f.Held {
+			held = append(held, f.ID)
+			return nil
+		}
+		s, err := decodeState(f.State)
+		if err != nil {
+			return q.loadDamaged(f.ID, err)
+		}
+		n := newEntry(f.ID, f.Size, f.Envelope, s)
+		q.items[f.ID] = n
+		n.position = len(q.due)
+		q.due = append(q.due, n)
+		if !f.Tried.IsZero() { // what it had sent may arrive a second time
+			cut = append(cut, f.ID)
+			q.counts.Cut++
+			q.log.Warn().Str("item", f.ID).Time("since", f.Tried).Int("attempt", n.attempts+1).Msg("attempt.cut")
 		}
 		return nil
-	})
+	}, q.loadDamaged)
 	if err != nil {
 		return err
 	}
 	for _, id := range held {
-		if err := os.Remove(q.files.item(id + heldSuffix)); err != nil {
-			return err
-		}
 		q.log.Info().Str("item", id).Str("reason", "held and never answered").Msg("item.done")
 	}
-	if err := q.loadCuts(tries); err != nil {
+	if err := q.spool.Drop(held); err != nil {
 		return err
 	}
-	for _, id := range states { // of items whose removal was cut
-		if q.items[id] == nil {
-			if err := os.Remove(q.files.item(id + stateSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+	for _, id := range cut { // it is said once
+		if err := q.spool.Unmark(id); err != nil {
+			return err
 		}
 	}
 	heap.Init(&q.due)
-	q.counts.Damaged, err = q.files.damaged()
-	return err
-}
-
-func (q *Queue) loadItem(name string) error {
-	m, err := q.files.open(name)
-	if err == nil {
-		defer m.close()
-		var s *state
-		if s, err = q.files.state(name); err == nil {
-			n := newEntry(name, m.content.Size(), m.envelope, s)
-			q.items[name] = n
-			n.position = len(q.due)
-			q.due = append(q.due, n)
-			return nil
-		}
-	}
-	if !errors.Is(err, ErrDamaged) {
-		return err
-	}
-	q.log.Error().Str("item", name).AnErr("err", err).Str("file", q.files.item(name)).Msg("spool.damaged")
-	return q.files.setAside(name)
-}
-
-// loadCuts names the attempts that were under way when the daemon was killed: what they had sent may arrive a second time.
-func (q *Queue) loadCuts(tries []string) error {
-	for _, id := range tries {
-		when, err := q.files.marked(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if n := q.items[id]; n != nil {
-			q.counts.Cut++
-			q.log.Warn().Str("item", id).Time("since", when).Int("attempt", n.attempts+1).Msg("attempt.cut")
-		}
+	for _, name := range q.spool.Aside() {
+		q.log.Error().Str("file", filepath.Join(q.o.Dir, "damaged", name)).Msg("spool.damaged")
 	}
 	return nil
+}
+
+func (q *Queue) loadDamaged(id string, err error) error {
+	q.log.Error().Str("item", id).AnErr("err", err).Msg("spool.unreadable")
+	return q.spool.SetAside(id)
 }

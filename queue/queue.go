@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"mailproxy/config"
 	"mailproxy/mail"
 	"mailproxy/relay"
+	"mailproxy/spool"
 )
 
 // Defaults of Options.
@@ -56,7 +56,7 @@ type Options struct {
 // A Queue is the spool and the schedule over it. Its methods may be called by many at once.
 type Queue struct {
 	o       Options
-	files   *files
+	spool   *spool.Spool
 	log     zerolog.Logger
 	deliver func(context.Context, relay.Attempt) ([]relay.Result, error)
 	health  health
@@ -85,12 +85,12 @@ func Open(o Options) (*Queue, error) {
 	}
 	o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency)
 	o.PerHop = cmp.Or(o.PerHop, defaultPerHop)
-	f, err := openFiles(o.Dir)
+	sp, err := spool.Open(o.Dir)
 	if err != nil {
 		return nil, err
 	}
 	q := &Queue{
-		o: o, files: f, log: o.Log, wake: make(chan struct{}, 1),
+		o: o, spool: sp, log: o.Log, wake: make(chan struct{}, 1),
 		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*entry),
 		stuck: make(map[string]map[*entry]struct{}),
 	}
@@ -98,14 +98,14 @@ func Open(o Options) (*Queue, error) {
 		q.deliver = o.Relay.Deliver
 	}
 	if err := q.load(); err != nil {
-		f.close()
+		_ = sp.Close() // the first error counts
 		return nil, err
 	}
 	return q, nil
 }
 
 // Close lets go of the spool's directory. Run must have returned.
-func (q *Queue) Close() error { return q.files.close() }
+func (q *Queue) Close() error { return q.spool.Close() }
 
 // A Draft is a message to be spooled.
 type Draft struct {
@@ -141,7 +141,7 @@ func (q *Queue) Put(ctx context.Context, drafts []Draft, held bool) (ids []strin
 
 // put spools under given IDs.
 func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64) error {
-	if err := q.files.room(size, minFree); err != nil {
+	if err := q.spool.Room(size, minFree); err != nil {
 		q.health.full(q.o.Now(), q.log, err)
 		return err
 	}
@@ -149,14 +149,11 @@ func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64
 	if err != nil {
 		return err
 	}
-	names := ids
-	if held {
-		names = make([]string, len(ids))
-		for i, id := range ids {
-			names[i] = id + heldSuffix
-		}
+	put := make([]spool.Draft, len(drafts))
+	for i := range drafts {
+		put[i] = spool.Draft{ID: ids[i], Envelope: &drafts[i].Envelope, Content: drafts[i].Content}
 	}
-	err = q.files.put(names, drafts)
+	err = q.spool.Put(put, held)
 	done(q.o.Now(), q.log, err)
 	if err != nil {
 		return err
@@ -233,7 +230,7 @@ func (q *Queue) Release(ids []string) error {
 		}
 	}
 	q.mu.Unlock()
-	err := q.files.release(ids)
+	err := q.spool.Release(ids)
 	q.health.note(q.o.Now(), q.log, err)
 	if err != nil {
 		return refusal(err)
@@ -264,7 +261,7 @@ func (q *Queue) Drop(ids []string) error {
 		delete(q.items, id)
 	}
 	q.mu.Unlock()
-	return q.files.dropHeld(ids)
+	return q.spool.Drop(ids)
 }
 
 // List gives all items, the oldest first.
@@ -289,19 +286,15 @@ func (q *Queue) Show(id string) (Item, []byte, error) {
 	}
 	view := n.view()
 	q.mu.Unlock()
-	name := id
-	if view.Held {
-		name += heldSuffix
-	}
-	m, err := q.files.open(name)
-	if errors.Is(err, fs.ErrNotExist) { // delivered in between
+	m, err := q.spool.Open(id)
+	if errors.Is(err, spool.ErrNoSuch) { // delivered in between
 		return Item{}, nil, ErrNoSuch
 	}
 	if err != nil {
 		return view, nil, err
 	}
-	defer m.close()
-	header, err := readHeader(m.content)
+	defer m.Close()
+	header, err := readHeader(m.Content)
 	return view, header, err
 }
 
@@ -361,7 +354,7 @@ func (q *Queue) Delete(id string) error {
 	}
 	q.forgetLocked(n)
 	q.mu.Unlock()
-	err := q.files.remove(id)
+	err := q.spool.Remove(id)
 	q.health.note(q.o.Now(), q.log, err)
 	q.log.Info().Str("item", id).Str("reason", "deleted").AnErr("err", err).Msg("item.done")
 	return err

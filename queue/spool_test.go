@@ -1,13 +1,14 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -19,73 +20,58 @@ import (
 	"mailproxy/relay"
 )
 
-func TestDamagedFilesAreSetAsideAndShown(t *testing.T) {
+func TestADamagedMessageIsSetAsideAndShown(t *testing.T) {
 	for _, tt := range []struct {
-		name   string
-		damage func(b []byte) []byte
+		name string
+		from string // what is damaged
 	}{
-		{"a bit of the envelope", func(b []byte) []byte { b[headSize+5] ^= 1; return b }},
-		{"a bit of the content", func(b []byte) []byte { b[len(b)-8] ^= 1; return b }},
-		{"the end is missing", func(b []byte) []byte { return b[:len(b)-1] }},
-		{"empty", func([]byte) []byte { return nil }},
-		{"lengths of the head", func(b []byte) []byte { b[12] = 0xff; return b }},
+		{"of the envelope", "x@bad.test"},
+		{"of the content", "the bad body"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			dir := t.TempDir()
-			q := openTest(t, dir, nil)
-			bad := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
-			good := q.mustPut(t, false, draft("from@a.test", "good@b.test"))[0]
-			q.Close()
-			file := filepath.Join(dir, "item", bad)
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(file, tt.damage(b), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			q = openTest(t, dir, nil)
-			q.run(t)
-			waitFor(t, "the good one is delivered and the bad one gone", func() bool { return len(q.List()) == 0 })
-			if calls := q.hop.attempts(); len(calls) != 1 || calls[0].Paths[0] != path("good@b.test") {
-				t.Errorf("attempts %+v; good is %s", calls, good)
-			}
-			if got := names(t, filepath.Join(dir, "damaged")); !slices.Equal(got, []string{bad}) {
-				t.Errorf("damaged/ has %v", got)
-			}
-			if err := q.Healthy(); !errors.Is(err, ErrDamaged) || q.Stats().Damaged != 1 {
-				t.Errorf("Healthy: %v", err)
-			}
-			if !strings.Contains(q.log.String(), "spool.damaged") {
-				t.Error("not in the log")
-			}
-		})
-	}
-}
-
-func TestDamagedStateSetsItsItemAside(t *testing.T) {
-	dir := t.TempDir()
-	q := openTest(t, dir, nil)
-	id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
-	q.Close()
-	if err := os.WriteFile(filepath.Join(dir, "item", id+".state"), []byte("00000000 {}\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	q = openTest(t, dir, nil)
-	if len(q.List()) != 0 || len(names(t, filepath.Join(dir, "damaged"))) != 2 || q.Stats().Damaged != 1 {
-		t.Errorf("items %v, damaged/ %v", q.List(), names(t, filepath.Join(dir, "damaged")))
-	}
-}
-
-func TestUnfinishedFilesAreRemovedAtStart(t *testing.T) {
-	dir := t.TempDir()
-	openTest(t, dir, nil).Close()
-	if err := os.WriteFile(filepath.Join(dir, "new", "X"), []byte("half"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	openTest(t, dir, nil)
-	if !spoolIsEmpty(t, dir) {
-		t.Error("new/ was not emptied")
+		for _, restarted := range []bool{true, false} {
+			t.Run(fmt.Sprintf("a bit %s, restarted %v", tt.name, restarted), func(t *testing.T) {
+				dir := t.TempDir()
+				q := openTest(t, dir, nil)
+				d := draft("from@a.test", "x@bad.test")
+				d.Content = strings.NewReader("Subject: x\r\n\r\nthe bad body\r\n")
+				q.mustPut(t, false, d)
+				good := q.mustPut(t, false, draft("from@a.test", "good@b.test"))[0]
+				files, err := filepath.Glob(filepath.Join(dir, "log", "*"))
+				if err != nil || len(files) != 1 {
+					t.Fatal(files, err)
+				}
+				b, err := os.ReadFile(files[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteAt([]byte("X"), int64(bytes.Index(b, []byte(tt.from)))); err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+				if restarted {
+					q.Close()
+					q = openTest(t, dir, nil)
+				}
+				q.run(t)
+				waitFor(t, "the good one is delivered and the bad one gone", func() bool { return len(q.List()) == 0 })
+				if calls := q.hop.attempts(); len(calls) != 1 || calls[0].Paths[0] != path("good@b.test") {
+					t.Errorf("attempts %+v; good is %s", calls, good)
+				}
+				if got := names(t, filepath.Join(dir, "damaged")); len(got) != 1 {
+					t.Errorf("damaged/ has %v", got)
+				}
+				if err := q.Healthy(); !errors.Is(err, ErrDamaged) || q.Stats().Damaged != 1 {
+					t.Errorf("Healthy: %v", err)
+				}
+				if !strings.Contains(q.log.String(), "spool.damaged") {
+					t.Errorf("not in the log: %s", q.log)
+				}
+			})
+		}
 	}
 }
 
@@ -172,24 +158,5 @@ func TestSpoolToServer(t *testing.T) {
 	stop()
 	if !spoolIsEmpty(t, dir) {
 		t.Error("spool is not empty")
-	}
-}
-
-func TestReleaseThatGoesWrongHalfWayCanBeDropped(t *testing.T) {
-	dir := t.TempDir()
-	q := openTest(t, dir, nil)
-	ids := q.mustPut(t, true, draft("from@a.test", "x@b.test"), draft("from@a.test", "y@b.test"))
-	if err := os.Remove(filepath.Join(dir, "item", ids[1]+".held")); err != nil {
-		t.Fatal(err)
-	}
-	var r *mail.Reply
-	if err := q.Release(ids); !errors.As(err, &r) || r.Code != 451 {
-		t.Errorf("Release: %v", err)
-	}
-	if err := q.Drop(ids); err != nil {
-		t.Error(err)
-	}
-	if len(q.List()) != 0 || !spoolIsEmpty(t, dir) {
-		t.Error("something is left")
 	}
 }

@@ -1,4 +1,4 @@
-package queue
+package spool
 
 import (
 	"os"
@@ -11,11 +11,11 @@ type dirSync struct {
 
 	run     sync.Mutex // held by who syncs
 	mu      sync.Mutex
-	waiting *batch // who joined since the last sync began
+	waiting *dirBatch // who joined since the last sync began
 }
 
-// A batch is a sync that several wait for; its fields are guarded by run.
-type batch struct {
+// A dirBatch is a sync that several wait for; its fields are guarded by run.
+type dirBatch struct {
 	done bool
 	err  error
 }
@@ -24,7 +24,7 @@ type batch struct {
 func (s *dirSync) sync() error {
 	s.mu.Lock()
 	if s.waiting == nil {
-		s.waiting = new(batch)
+		s.waiting = new(dirBatch)
 	}
 	b := s.waiting
 	s.mu.Unlock()

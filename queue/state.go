@@ -1,0 +1,80 @@
+package queue
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"mailproxy/mail"
+	"mailproxy/relay"
+	"mailproxy/spool"
+)
+
+// An outcome is the last answer for one forward-path.
+type outcome struct {
+	Code     int       `json:"code"`
+	Enhanced [3]int    `json:"enhanced"`
+	Text     string    `json:"text"`
+	Hop      string    `json:"hop,omitempty"`
+	Source   source    `json:"source,omitempty"`
+	At       time.Time `json:"at"`
+}
+
+// A source says whose words an outcome has.
+type source uint8
+
+const (
+	fromHop    source = iota // the hop's answer
+	fromHere                 // made here: the hop did not say so
+	fromNobody               // no hop was in reach: Text is why, with the host in front
+)
+
+// outcomeOf is what is kept of a result.
+func outcomeOf(r relay.Result, at time.Time) *outcome {
+	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, At: at}
+	if out := new(relay.OutOfReach); errors.As(r.Reply.Cause, &out) {
+		o.Source, o.Text = fromNobody, printable(out.Error())
+	} else if r.Reply.Cause != nil && !errors.As(r.Reply.Cause, new(*mail.Reply)) {
+		o.Source = fromHere
+	}
+	return o
+}
+
+// printable is s with what is not printable ASCII as '?': an error may quote what a host sent, such as the names in its certificate.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func (o *outcome) reply() *mail.Reply {
+	return &mail.Reply{Code: o.Code, Enhanced: o.Enhanced, Text: o.Text}
+}
+
+// A state is what became of an item so far, as the spool keeps it.
+type state struct {
+	Attempts int       `json:"attempts"`
+	Next     time.Time `json:"next"`
+	// Done counts forward-paths, from 0, that are delivered or reported.
+	Done []int `json:"done,omitempty"`
+	// Last has the last outcome of those that are open.
+	Last map[int]*outcome `json:"last,omitempty"`
+}
+
+func (s *state) encode() ([]byte, error) { return json.Marshal(s) }
+
+// decodeState gives what encode was given; of nothing, a fresh state.
+func decodeState(b []byte) (*state, error) {
+	s := new(state)
+	if len(b) == 0 {
+		return s, nil
+	}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, spool.DamagedError("state: " + err.Error())
+	}
+	return s, nil
+}
