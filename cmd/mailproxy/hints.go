@@ -8,6 +8,7 @@ import (
 	"mailproxy/backup"
 	"mailproxy/cluster"
 	"mailproxy/db"
+	"mailproxy/spool"
 	"mailproxy/web"
 )
 
@@ -41,6 +42,10 @@ func hint(err error) string {
 		return "nothing was changed; leave --identity out"
 	case errors.Is(err, backup.ErrNothing), errors.Is(err, backup.ErrChanging):
 		return `"pmgcm status" shows what is under way; run it again when that is done`
+	case errors.Is(err, errSpoolDamaged):
+		return `nothing of it is delivered; look at the disk ("journalctl -k", "smartctl"), and remove from damaged/ what you have dealt with`
+	case errors.Is(err, spool.ErrNoSuch):
+		return `"mailproxy spool check" counts them, "mailproxy queue list" shows them`
 	case errors.Is(err, errShortPassphrase):
 		return "whoever gets the file can try them all: take a few words"
 	case errors.Is(err, db.ErrByHand):

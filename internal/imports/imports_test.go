@@ -26,13 +26,14 @@ var leaves = []string{"internal/durable", "internal/version"}
 
 // rules is the whole table: the mail path on the left, the cluster on the right, and only the programs see both.
 func rules() map[string]rule {
-	mailPath := []string{"mail", "config", "filter", "relay", "queue"}
+	mailPath := []string{"mail", "config", "filter", "relay", "spool", "queue"}
 	return map[string]rule{
 		"mail":             {},
 		"config":           {ours: []string{"mail"}},
 		"filter":           {ours: []string{"mail", "config"}},
 		"relay":            {ours: []string{"mail", "config"}},
-		"queue":            {ours: []string{"mail", "config", "relay"}},
+		"spool":            {ours: []string{"mail"}},
+		"queue":            {ours: []string{"mail", "config", "relay", "spool"}},
 		"smtpd":            {ours: mailPath},
 		"web":              {ours: []string{"mail", "config", "queue"}, tests: []string{"relay"}},
 		"db":               {ours: []string{"config"}, tests: []string{"mail", "internal/pgtest"}},
