@@ -20,7 +20,9 @@ var (
 // A DamagedError says what is wrong with a record; it wraps ErrDamaged.
 type DamagedError string
 
-func (e DamagedError) Error() string        { return "damaged: " + string(e) }
+func (e DamagedError) Error() string { return "damaged: " + string(e) }
+
+// Is makes it an ErrDamaged.
 func (e DamagedError) Is(target error) bool { return target == ErrDamaged }
 
 // A ContentError is an error of what is to be written: the spool has no part in it.

@@ -31,7 +31,7 @@ func helperWork(dir string) {
 	s, err := openSized(dir, 256<<10)
 	fatal(err)
 	say := func(format string, a ...any) {
-		_, _ = os.Stdout.WriteString(fmt.Sprintf(format, a...)) // one write: it is whole or not there
+		_, _ = fmt.Fprintf(os.Stdout, format, a...) // one write: it is whole or not there
 	}
 	var all sync.WaitGroup
 	for side := range 8 {

@@ -146,7 +146,7 @@ func (s *Spool) Put(drafts []Draft, held bool) (err error) {
 			return
 		}
 		for _, m := range large {
-			s.forgetOwn(m)
+			_ = s.forgetOwn(m) // the error that counts is known
 		}
 	}()
 	var size int64
