@@ -1,8 +1,7 @@
 package smtpd
 
 import (
-	"os"
-	"path/filepath"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"mailproxy/mail"
 	"mailproxy/queue"
 	"mailproxy/relay"
+	"mailproxy/spool"
 )
 
 func TestClientGoneBeforeTheDotMeansNoDot(t *testing.T) {
@@ -103,8 +103,11 @@ func atHold(do func()) func(*queue.Options) {
 		dir := o.Dir
 		var once sync.Once
 		o.Now = func() time.Time {
-			if held, _ := filepath.Glob(filepath.Join(dir, "item", "*.held")); len(held) > 0 {
-				once.Do(do)
+			if s, r, err := spool.Inspect(dir); err == nil {
+				_ = s.Close()
+				if r.Held > 0 {
+					once.Do(do)
+				}
 			}
 			return time.Now()
 		}
@@ -274,7 +277,16 @@ func TestPostmasterIsQueuedAndTheOthersThatWereRefusedAreReported(t *testing.T) 
 	if len(items) != 2 || joined(items[0].ForwardPaths) != "ops@one.test" || joined(items[1].ForwardPaths) != "a@sender.test" {
 		t.Fatalf("queue: %+v", items)
 	}
-	dsn, err := os.ReadFile(filepath.Join(g.spool, "item", items[1].ID))
+	there, _, err := spool.Inspect(g.spool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	m, err := there.Open(items[1].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn, err := io.ReadAll(m.Content)
 	if err != nil || !strings.Contains(string(dsn), "rfc822; x@one.test") || strings.Contains(string(dsn), "rfc822; ops@one.test") {
 		t.Errorf("%v, DSN:\n%s", err, dsn)
 	}
@@ -322,7 +334,7 @@ func TestSpoolLostBehindTheFirstDotIs451(t *testing.T) {
 			c.spoil(h)
 			p.send("body\r\n.\r\n")
 			<-h.dotSeen
-			if err := os.RemoveAll(g.spool); err != nil {
+			if err := g.queue.Close(); err != nil {
 				t.Fatal(err)
 			}
 			close(h.holdDot)

@@ -43,11 +43,20 @@ type batch struct {
 	writeErr, err error
 }
 
+func newBatch() *batch { return &batch{written: make(chan struct{}), done: make(chan struct{})} }
+
 // joinLocked adds entries to the batch that is filling.
 func (s *Spool) joinLocked(sync bool, entries ...entry) *batch {
+	if s.closed {
+		b := newBatch()
+		b.err, b.writeErr = ErrClosed, ErrClosed
+		close(b.written)
+		close(b.done)
+		return b
+	}
 	b := s.filling
 	if b == nil {
-		b = &batch{written: make(chan struct{}), done: make(chan struct{})}
+		b = newBatch()
 		s.filling = b
 		b.add(s.owedLocked()...)
 	}

@@ -79,18 +79,23 @@ type Spool struct {
 	inspect *Report // set: the files are only read
 }
 
-// Close ends the spool once what was given to it is written. Nothing may be called after it.
+// Close ends the spool once what was given to it is written. What would write is ErrClosed then.
 func (s *Spool) Close() error {
-	if s.closed {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if closed {
 		return nil
 	}
-	s.closed = true
 	if s.inspect == nil {
 		close(s.closing)
 		<-s.tidyDone
 		close(s.kick)
 		<-s.committed
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.active != nil {
 		s.segments = append(s.segments, s.active)
 	}
