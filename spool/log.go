@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -127,8 +128,8 @@ func (s *Spool) write(b *batch) {
 	s.pokeTidy()
 }
 
-// put writes the octets of a batch behind those of the segment, and syncs them. On an error they are taken back, and the next batch goes
-// into another segment: what an error of the disk left in this file is not known.
+// put writes the octets of a batch behind those of the segment, and syncs them. On an error they are taken back, and unless there was just
+// no room the next batch goes into another segment: what an error of the disk left in this file is not known.
 func (s *Spool) put(seg *segment, b *batch) error {
 	err := writev(seg.file, b.entries, seg.size)
 	b.writeErr = full(err)
@@ -141,7 +142,9 @@ func (s *Spool) put(seg *segment, b *batch) error {
 	if err == nil {
 		return nil
 	}
-	_ = seg.file.Truncate(seg.size) // the error that counts is known
+	if seg.file.Truncate(seg.size) == nil && errors.Is(b.writeErr, ErrFull) { // the error that counts is known
+		return b.writeErr
+	}
 	s.mu.Lock()
 	s.segments, s.active = append(s.segments, seg), nil
 	s.mu.Unlock()

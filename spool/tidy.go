@@ -30,6 +30,9 @@ func (s *Spool) tidy() {
 				break
 			}
 			s.deleteDead()
+			if !victim.gone { // a removal is on its way, and wakes us when it is there
+				break
+			}
 		}
 	}
 }
