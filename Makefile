@@ -24,7 +24,7 @@ GOLANGCI := $(shell golangci-lint version 2>/dev/null | grep -qF ' $(GOLANGCI_VE
 # Tests become other users, fill a small file system, and start real servers: as root.
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo 'sudo env "PATH=$$PATH" "GOFLAGS=$$GOFLAGS"')
 
-.PHONY: build lab test e2e chaos race lint bench demo man man-check install clean
+.PHONY: build lab test e2e chaos fuzz race lint bench demo man man-check install clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mailproxy ./cmd/pmgcm
@@ -51,10 +51,20 @@ chaos: build
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/chaos
 	$(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CHAOS_TIME,CHAOS_SEED,CHAOS_NODES) bin/chaos
 
+# Every parser of what comes from elsewhere is given whatever a fuzzer finds, FUZZ_TIME each.
+FUZZ_TIME ?= 30s
+fuzz:
+	@set -e; for file in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(f .*/\1/p' $$file); do \
+			echo "$$name of $$(dirname $$file)"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZ_TIME) $$(dirname $$file); \
+		done; \
+	done
+
 # The packages in which much happens at once, again and again.
 race:
 	scripts/deps build test
-	$(ROOT) go test -race -timeout 30m -count=5 ./cluster ./tunnel ./queue ./relay ./smtpd
+	$(ROOT) go test -race -timeout 30m -count=5 ./cluster ./tunnel ./spool ./queue ./relay ./smtpd
 
 lint: $(GOLANGCI) man-check
 	$(GOLANGCI) run --allow-parallel-runners ./...
