@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"io"
@@ -42,14 +43,15 @@ func quick(t testing.TB) *age.ScryptRecipient {
 // source makes a node with a database and a node file.
 func source(t testing.TB) Source {
 	t.Helper()
-	d, err := db.Open(db.Options{DSN: pgtest.New(t), Log: zerolog.Nop()})
+	dir := t.TempDir()
+	l := config.DefaultLocal()
+	l.Name, l.Address, l.StateDir, l.File = "n1.test", "127.0.0.1", dir, filepath.Join(dir, "node.toml")
+	d, err := db.Open(db.Options{DSN: pgtest.New(t), Log: zerolog.Nop(),
+		NodeKey: func() (ed25519.PrivateKey, error) { return tunnel.PrivateKey(l.KeyDir()) }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.Close)
-	dir := t.TempDir()
-	l := config.DefaultLocal()
-	l.Name, l.Address, l.StateDir, l.File = "n1.test", "127.0.0.1", dir, filepath.Join(dir, "node.toml")
 	if err := os.WriteFile(l.File, l.Text(), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +96,69 @@ func put(t testing.TB, d *db.DB, name string) {
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func putSecret(t testing.TB, d *db.DB, name, value string) {
+	t.Helper()
+	_, err := d.Commit(context.Background(), db.Author{Who: "root"}, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutSecret(ctx, name, []byte(value))
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantSecret(t testing.TB, d *db.DB, name, want string) {
+	t.Helper()
+	if got, err := d.Secret(t.Context(), name); err != nil || string(got) != want {
+		t.Errorf("secret %s: %q, %v, want %q", name, got, err, want)
+	}
+}
+
+// Secrets come back on a machine with another key, and with the node's own.
+func TestSecretsComeBack(t *testing.T) {
+	s := master(t)
+	putSecret(t, s.DB, "dkim", "hunter2")
+	b := backupOf(t, s)
+	open := func() *Backup {
+		opened, err := Open(bytes.NewReader(b), passphrase)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return opened
+	}
+	single, back := source(t), source(t)
+	for _, fresh := range []Source{single, back} {
+		if _, err := tunnel.LoadOrMakeKey(fresh.Local.KeyDir()); err != nil { // made by its daemon
+			t.Fatal(err)
+		}
+		putSecret(t, fresh.DB, "own", "gone then")
+	}
+	if _, err := open().Single(t.Context(), single.DB, db.Author{Who: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := open().Identity(t.Context(), back.DB, back.Local.KeyDir()); err != nil {
+		t.Fatal(err)
+	}
+	for _, fresh := range []Source{single, back} {
+		wantSecret(t, fresh.DB, "dkim", "hunter2")
+		if _, err := fresh.DB.Secret(t.Context(), "own"); !errors.Is(err, db.ErrNoSuch) {
+			t.Errorf("own: %v, want ErrNoSuch", err)
+		}
+	}
+	// A backup without the key that opens them is none.
+	if err := os.Remove(filepath.Join(single.Local.KeyDir(), "node.key")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write(t.Context(), io.Discard, single, quick(t), db.WithoutLogs); !errors.Is(err, db.ErrNoDataKey) {
+		t.Errorf("without a key: %v, want ErrNoDataKey", err)
+	}
+	if _, err := tunnel.LoadOrMakeKey(single.Local.KeyDir()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write(t.Context(), io.Discard, single, quick(t), db.WithoutLogs); !errors.Is(err, db.ErrNoDataKey) {
+		t.Errorf("with another key: %v, want ErrNoDataKey", err)
 	}
 }
 

@@ -11,6 +11,9 @@
 //	config/domain.jsonl …   each table of the database: a row a line, as a JSON object. Its folder is the schema: config, node
 //	                        (the journal), and mail (with the logs)
 //
+// The secrets in config/secret.jsonl stay sealed. keys/node.key unwraps their data key, which Write makes sure of; a restore without the
+// identity seals them anew for the node that it makes.
+//
 // Write reads the database as of one moment. A file that is cut off or damaged anywhere is known by age's own seals, one whose archive
 // was changed by hand by what the manifest says; Open reads all of it once before anything is done with it.
 //

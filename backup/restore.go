@@ -45,5 +45,6 @@ func (b *Backup) Identity(ctx context.Context, d *db.DB, keyDir string) error {
 func (b *Backup) TLS() []byte { return b.files[tlsFile] }
 
 func (b *Backup) params(a db.Author) db.RestoreParams {
-	return db.RestoreParams{Dump: b.Dump, MadeAt: b.MadeAt, Author: a}
+	key, _ := tunnel.PrivateKeyOf(keysOf(b.files)) // without one the secrets do not open, which says so
+	return db.RestoreParams{Dump: b.Dump, MadeAt: b.MadeAt, NodeKey: key, Author: a}
 }

@@ -19,6 +19,7 @@ import (
 
 	"mailproxy/config"
 	"mailproxy/db"
+	"mailproxy/secret"
 	"mailproxy/tunnel"
 )
 
@@ -48,7 +49,7 @@ type Source struct {
 	Version string
 }
 
-// Write makes a backup. What it has written is nothing before it returns nil. ErrNothing, ErrChanging.
+// Write makes a backup. What it has written is nothing before it returns nil. ErrNothing, ErrChanging, db.ErrNoDataKey.
 func Write(ctx context.Context, w io.Writer, s Source, passphrase string, logs db.Logs) (Manifest, error) {
 	recipient, err := age.NewScryptRecipient(passphrase)
 	if err != nil {
@@ -72,6 +73,9 @@ func write(ctx context.Context, w io.Writer, s Source, recipient age.Recipient, 
 	err = s.DB.Dump(ctx, logs, func(d db.Dump) error {
 		m.Dump = d
 		if err := whole(d.State, files); err != nil {
+			return err
+		}
+		if err := opens(d.Wraps, files); err != nil {
 			return err
 		}
 		return a.head(m, files)
@@ -131,6 +135,21 @@ func whole(st db.State, files map[string][]byte) error {
 	}
 	if id.CID != st.CID || id.ClusterID != st.ClusterID {
 		return fmt.Errorf("%w: node %d of cluster %s, node %d of cluster %s", ErrChanging, id.CID, id.ClusterID, st.CID, st.ClusterID)
+	}
+	return nil
+}
+
+// opens refuses a node whose key does not open its secrets: a backup brings them back by that key.
+func opens(wraps []secret.Wrap, files map[string][]byte) error {
+	if len(wraps) == 0 {
+		return nil
+	}
+	key, err := tunnel.PrivateKeyOf(keysOf(files))
+	if err == nil {
+		_, err = secret.Unwrap(wraps, key)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", db.ErrNoDataKey, err)
 	}
 	return nil
 }
@@ -222,7 +241,7 @@ manifest.json  what is in here, and where the node was
 node.toml      the node's own file; it belongs to /etc/mailproxy
 keys/          state_dir/keys: the node's key, its certificates, who it is, and the key of the CA that it made, if it made one
 tls/           state_dir/tls: key and certificate of STARTTLS
-config/        the tables of the configuration, a row a line, as JSON
+config/        the tables of the configuration, a row a line, as JSON; secrets are sealed, and keys/node.key opens them
 node/          commits that were set aside on this node (pmgcm journal)
 mail/          what happened to mail, if the backup was made with --logs
 

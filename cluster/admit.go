@@ -204,6 +204,7 @@ const (
 	codeGhost        tunnel.JoinCode = "ghost"
 	codeOlderVersion tunnel.JoinCode = "older_version"
 	codeNoLease      tunnel.JoinCode = "no_lease"
+	codeNoDataKey    tunnel.JoinCode = "no_data_key"
 )
 
 // joinCodes are the refusals of a join; both sides read this table.
@@ -224,6 +225,7 @@ var joinCodes = []struct {
 	{codeGhost, ErrGhost, ErrGhost},
 	{codeOlderVersion, ErrOlderVersion, ErrOlderVersion},
 	{codeNoLease, db.ErrNoLease, ErrMasterAlone},
+	{codeNoDataKey, db.ErrNoDataKey, ErrNoDataKey},
 	{tunnel.CodeBadRequest, ErrBadRequest, ErrBadRequest},
 	{tunnel.CodeOtherIdentity, tunnel.ErrOtherIdentity, ErrBadRequest},
 	{tunnel.CodeTooMany, tunnel.ErrTooManyJoins, ErrTooManyJoins},

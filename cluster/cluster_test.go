@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -296,11 +295,8 @@ func TestSyncBringsAllUpToDate(t *testing.T) {
 
 func TestDeleteRevokes(t *testing.T) {
 	nodes := newCluster(t, 3)
-	if _, err := nodes[0].db.Commit(t.Context(), db.Author{Who: "t"}, func(ctx context.Context, tx *db.Tx) error {
-		return tx.PutSecret(ctx, "dkim-key", []byte("x"))
-	}, nil); err != nil {
-		t.Fatal(err)
-	}
+	nodes[0].putSecret("dkim-key", "x")
+	inSync(t, nodes...)
 	op := nodes[0].operator()
 	if _, err := op.Delete(t.Context(), 9, nil); !errors.Is(err, ErrNoSuchNode) {
 		t.Errorf("delete of an unknown CID: %v", err)
@@ -326,7 +322,13 @@ func TestDeleteRevokes(t *testing.T) {
 		})
 	}
 	nodes[0].mustPutDomain("after.test")
+	nodes[0].putSecret("dkim-key", "y")
 	inSync(t, nodes[:2]...)
+	nodes[1].wantSecret("dkim-key", "y")
+	nodes[2].wantSecret("dkim-key", "x")
+	if rows, err := openKeyOf(t, nodes[1], nodes[2]).Secrets(t.Context()); err != nil || len(rows) != 1 || !errors.Is(rows[0].Err, db.ErrNoDataKey) {
+		t.Errorf("the deleted node's key on another's rows: %+v, %v, want ErrNoDataKey", rows, err)
+	}
 	if nodes[2].hasDomain("after.test") {
 		t.Error("the deleted node was pushed to")
 	}

@@ -22,7 +22,8 @@ type Deleted struct {
 	Secrets []string
 }
 
-// Delete takes a node out of the cluster, on the master: its row goes, and its CID and key are revoked for ever, in one commit. Then
+// Delete takes a node out of the cluster, on the master: its row goes, its CID and key are revoked for ever, and the secrets get a data
+// key that it does not know, in one commit. ErrNoDataKey where this node cannot open them. Then
 // it waits until a majority of the old member list holds that. confirm, unless nil, is asked before anything is changed.
 func (o *Operator) Delete(ctx context.Context, cid config.CID, confirm func(config.Node) bool) (Deleted, error) {
 	var d Deleted
@@ -53,7 +54,7 @@ func (o *Operator) Delete(ctx context.Context, cid config.CID, confirm func(conf
 		return d, fmt.Errorf("%w (cid == %d does not exist)", ErrNoSuchNode, cid)
 	}
 	if err != nil {
-		return d, fmt.Errorf("revoke node %d: %w", cid, err)
+		return d, fmt.Errorf("revoke node %d: %w", cid, withDataKey(err))
 	}
 	o.say("%s is revoked at %v", label(node), pos)
 	d.Missing, d.Majority = o.waitHeld(ctx, s.Nodes, pos, cid)

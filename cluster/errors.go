@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"mailproxy/config"
+	"mailproxy/db"
 )
 
 // What a command refuses, or could not do. cmd/pmgcm has a remedy for each.
@@ -68,6 +69,8 @@ var (
 	ErrCAInUse = errors.New("the CA is in use")
 	// ErrNoSuchCA: no CA has that fingerprint.
 	ErrNoSuchCA = errors.New("no such CA")
+	// ErrNoDataKey: the master cannot open the secrets, and so can neither let a node in nor out.
+	ErrNoDataKey = errors.New("the master cannot open the secrets")
 	// ErrNoSuchEntry: the journal has no entry of that number.
 	ErrNoSuchEntry = errors.New("no such journal entry")
 
@@ -106,6 +109,14 @@ var (
 	// ErrNoFirstPush: the node is a member, but the master's push has not come through.
 	ErrNoFirstPush = errors.New("the master's configuration has not arrived")
 )
+
+// withDataKey makes the refusal of a master's database, that it cannot open the secrets, one that every node knows.
+func withDataKey(err error) error {
+	if errors.Is(err, db.ErrNoDataKey) {
+		return fmt.Errorf("%w: %w", ErrNoDataKey, err)
+	}
+	return err
+}
 
 // A NotMasterError says who is the master, as far as this node knows.
 type NotMasterError struct {

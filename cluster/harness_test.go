@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -106,18 +107,20 @@ func newTestNode(t *testing.T, name string) *testNode {
 			t.Fatal(err)
 		}
 	}
-	if n.db, err = db.Open(db.Options{DSN: n.dsn, Log: zerolog.Nop()}); err != nil {
+	if n.db, err = db.Open(db.Options{DSN: n.dsn, NodeKey: n.key, Log: zerolog.Nop()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.db.Close)
 	return n
 }
 
+func (n *testNode) key() (ed25519.PrivateKey, error) { return tunnel.PrivateKey(n.local.KeyDir()) }
+
 // start runs the node's daemon until stopDaemon or the end of the test.
 func (n *testNode) start() *testNode {
 	n.t.Helper()
 	log := zerolog.New(n.log)
-	d, err := db.Open(db.Options{DSN: n.dsn, Log: log})
+	d, err := db.Open(db.Options{DSN: n.dsn, NodeKey: n.key, Log: log})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -283,6 +286,23 @@ func (n *testNode) mustPutDomain(name string) config.Position {
 func (n *testNode) hasDomain(name string) bool {
 	s, err := n.db.Load(n.t.Context())
 	return err == nil && slices.ContainsFunc(s.Domains, func(d config.Domain) bool { return d.Name == name })
+}
+
+func (n *testNode) putSecret(name, value string) {
+	n.t.Helper()
+	_, err := n.db.Commit(n.t.Context(), db.Author{Who: "tester", Command: "secret set " + name}, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutSecret(ctx, name, []byte(value))
+	}, nil)
+	if err != nil {
+		n.t.Fatalf("%s: secret %s: %v", n.local.Name, name, err)
+	}
+}
+
+func (n *testNode) wantSecret(name, want string) {
+	n.t.Helper()
+	if got, err := n.db.Secret(n.t.Context(), name); err != nil || string(got) != want {
+		n.t.Errorf("%s: secret %s: %q, %v, want %q", n.local.Name, name, got, err, want)
+	}
 }
 
 // psql runs SQL on the node's database as its superuser, with all triggers off.

@@ -28,9 +28,10 @@ type begunLeave struct {
 //
 //  1. a note that it has begun;
 //  2. the master revokes this node, or has done so already (then it does not let us in);
-//  3. identity and keys go, so that the daemon closes its tunnels;
-//  4. the database becomes that of a single node;
-//  5. the note goes.
+//  3. the identity goes, so that the daemon closes its tunnels;
+//  4. the database becomes that of a single node, with its secrets sealed for the key that is next;
+//  5. that key takes the place of the one that was revoked;
+//  6. the note goes.
 func (o *Operator) Leave(ctx context.Context, confirm func() bool) error {
 	st, err := o.state(ctx)
 	if err != nil {
@@ -57,11 +58,18 @@ func (o *Operator) Leave(ctx context.Context, confirm func() bool) error {
 			return err
 		}
 	}
-	if err := errors.Join(tunnel.RemoveIdentity(o.Local.KeyDir()), tunnel.ForgetKeys(o.Local.KeyDir())); err != nil {
-		return fmt.Errorf("remove keys: %w", err)
+	if err := tunnel.RemoveIdentity(o.Local.KeyDir()); err != nil {
+		return fmt.Errorf("remove identity: %w", err)
 	}
-	if err := o.DB.Leave(ctx, begun.ClusterID); err != nil {
+	next, err := tunnel.NextKey(o.Local.KeyDir())
+	if err != nil {
+		return fmt.Errorf("make the next key: %w", err)
+	}
+	if err := o.DB.Leave(ctx, db.LeaveParams{ClusterID: begun.ClusterID, NextKey: next, Author: o.Author}); err != nil {
 		return err
+	}
+	if err := tunnel.RenewKey(o.Local.KeyDir()); err != nil {
+		return fmt.Errorf("put the next key in place: %w", err)
 	}
 	if err := os.Remove(o.leavePath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"mailproxy/db"
 	"mailproxy/tunnel"
 )
 
@@ -36,8 +37,13 @@ func TestALeaveThatWasKilledGoesOn(t *testing.T) {
 	nodes := newCluster(t, 2)
 	master, slave := nodes[0], nodes[1]
 	master.mustPutDomain("example.test")
+	master.putSecret("dkim", "known to both")
 	inSync(t, nodes...)
 	o, st := slave.operator(), slave.state()
+	revoked, err := slave.key()
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	// Killed behind the note: status names it.
 	if _, err := o.beginLeave(t.Context(), st, nil); err != nil {
@@ -58,10 +64,28 @@ func TestALeaveThatWasKilledGoesOn(t *testing.T) {
 	if err := tunnel.RemoveIdentity(slave.local.KeyDir()); err != nil {
 		t.Fatal(err)
 	}
+	// Killed when the database had left, and the key not: the secrets are sealed for the next one.
+	next, err := tunnel.NextKey(slave.local.KeyDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.DB.Leave(t.Context(), db.LeaveParams{ClusterID: st.ClusterID, NextKey: next, Author: o.Author}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slave.db.Secret(t.Context(), "dkim"); !errors.Is(err, db.ErrNoDataKey) {
+		t.Errorf("with the key of the cluster: %v, want ErrNoDataKey", err)
+	}
 	if err := o.Leave(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	left(t, slave, "example.test")
+	slave.wantSecret("dkim", "known to both")
+	if key, err := slave.key(); err != nil || key.Equal(revoked) || !next.Equal(key.Public()) {
+		t.Errorf("its key is not the next one: %v", err)
+	}
+	master.putSecret("dkim", "of the master alone")
+	slave.putSecret("dkim", "its own")
+	slave.wantSecret("dkim", "its own")
 	eventually(t, "the master is alone", func() bool { return len(master.status(StatusParams{}).Rows) == 1 })
 	if err := o.Leave(t.Context(), nil); !errors.Is(err, ErrNoCluster) {
 		t.Errorf("again: %v", err)

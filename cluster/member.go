@@ -15,7 +15,7 @@ type refusal struct {
 // memberCodes are the refusals that a command has a remedy for; both sides read this table.
 var memberCodes = map[string]error{
 	"not_master": ErrNotMaster, "name_taken": ErrNameTaken, "address_taken": ErrAddressTaken, "no_such_node": ErrNoSuchNode,
-	"bad_request": ErrBadRequest,
+	"bad_request": ErrBadRequest, "no_data_key": ErrNoDataKey,
 }
 
 // refusalOf makes an error one that a member may be told.

@@ -86,7 +86,7 @@ func (n *Node) serveLeave(ctx context.Context, from config.CID, r *http.Request)
 		return st.Position, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, withDataKey(err)
 	}
 	n.o.Log.Info().Int("node", int(from)).Str("who", author.Who).Int64("serial", pos.Serial).Msg("node.left")
 	n.Changed()

@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -64,12 +65,27 @@ func (d *DB) Enter(ctx context.Context, p EnterParams) error {
 	return nil
 }
 
-// Leave makes this node a single one with all of its configuration, where it is in the cluster of that id. The same again changes
+// LeaveParams say what a node leaves, and as who.
+type LeaveParams struct {
+	// ClusterID is the cluster that it is in.
+	ClusterID string
+	// NextKey is the key that the node will have in place of its revoked one: its secrets open with that one.
+	NextKey ed25519.PublicKey
+	// Author is for the history, where the secrets are sealed anew.
+	Author Author
+}
+
+// Leave makes this node a single one with all of its configuration, where it is in that cluster. The same again changes
 // nothing; ErrExists where it is in another one.
-func (d *DB) Leave(ctx context.Context, clusterID string) error {
+func (d *DB) Leave(ctx context.Context, p LeaveParams) error {
 	err := d.write(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "SELECT node.leave($1)", clusterID)
-		return err
+		if err := begin(ctx, tx, p.Author); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SELECT node.leave($1)", p.ClusterID); err != nil {
+			return err
+		}
+		return (&Tx{tx: tx, db: d}).leaveWith(ctx, p.NextKey)
 	})
 	if err != nil {
 		return fmt.Errorf("leave cluster: %w", err)

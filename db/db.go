@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"crypto/ed25519"
 	"embed"
 	"fmt"
 	"io/fs"
@@ -26,7 +27,9 @@ type Options struct {
 	DSN string
 	// RolePassword gives the passwords of the roles that peers log in as, on a server that wants one; nil: none.
 	RolePassword func(role string) string
-	Log          zerolog.Logger
+	// NodeKey reads this node's own key, which opens the secrets; it is asked each time, and only where there are any.
+	NodeKey func() (ed25519.PrivateKey, error)
+	Log     zerolog.Logger
 }
 
 // A DB is the node's PostgreSQL. Every method gives an error while the server is away, and works again when it is back. Methods may
@@ -34,6 +37,7 @@ type Options struct {
 type DB struct {
 	pool         *pgxpool.Pool
 	rolePassword func(role string) string
+	nodeKey      func() (ed25519.PrivateKey, error)
 	log          zerolog.Logger
 	doubt        time.Duration // how long a commit whose answer was lost is asked after
 
@@ -51,7 +55,7 @@ func Open(o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &DB{pool: pool, rolePassword: o.RolePassword, log: o.Log, doubt: doubtBound}, nil
+	return &DB{pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound}, nil
 }
 
 // Close ends all connections.

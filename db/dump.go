@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"mailproxy/secret"
 )
 
 // A Table is one table of a backup.
@@ -20,6 +22,8 @@ type Dump struct {
 	State  State   `json:"state"`
 	Schema int64   `json:"schema"` // the newest migration
 	Tables []Table `json:"tables"` // by name
+	// Wraps are of the secrets' data key: who can open what the backup holds. None where nothing is sealed.
+	Wraps []secret.Wrap `json:"-"`
 }
 
 // Logs says whether a backup holds what happened to mail.
@@ -72,6 +76,9 @@ func readDump(ctx context.Context, tx pgx.Tx, logs Logs) (Dump, error) {
 		return dump, err
 	}
 	if dump.Tables, err = backupTables(ctx, tx, logs); err != nil {
+		return dump, err
+	}
+	if dump.Wraps, err = readWraps(ctx, tx); err != nil {
 		return dump, err
 	}
 	for i, t := range dump.Tables {

@@ -57,13 +57,17 @@ func (t *Tx) DeleteSetting(ctx context.Context, name string) error {
 	return t.remove(ctx, "setting "+name, "DELETE FROM config.setting WHERE name = $1", name)
 }
 
-// PutNode makes or replaces a member.
+// PutNode makes or replaces a member, and lets it open the secrets. ErrNoDataKey.
 func (t *Tx) PutNode(ctx context.Context, n config.Node) error {
-	return t.exec(ctx, `INSERT INTO config.node (cid, uuid, name, address, public_key, machine_id, services, promotable, joined_at)
+	err := t.exec(ctx, `INSERT INTO config.node (cid, uuid, name, address, public_key, machine_id, services, promotable, joined_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (cid) DO UPDATE SET uuid = excluded.uuid, name = excluded.name,
 		address = excluded.address, public_key = excluded.public_key, machine_id = excluded.machine_id, services = excluded.services,
 		promotable = excluded.promotable, joined_at = excluded.joined_at`,
 		n.CID, n.UUID, n.Name, n.Address, n.PublicKey, n.MachineID, list(n.Services), n.Promotable, n.JoinedAt)
+	if err != nil {
+		return err
+	}
+	return t.entitle(ctx, t.db.ownKeyring())
 }
 
 // PutCA makes or replaces a CA that all nodes trust.
@@ -78,7 +82,7 @@ func (t *Tx) DeleteCA(ctx context.Context, fingerprint string) error {
 	return t.remove(ctx, "CA "+fingerprint, "DELETE FROM config.ca WHERE fingerprint = $1", fingerprint)
 }
 
-// Revoke deletes a member: its row goes, and its CID and key are revoked for ever.
+// Revoke deletes a member: its row goes, its CID and key are revoked for ever, and the secrets get a new data key. ErrNoDataKey.
 func (t *Tx) Revoke(ctx context.Context, cid config.CID) error {
 	what := fmt.Sprintf("node %d", cid)
 	err := t.remove(ctx, what, `INSERT INTO config.revoked (cid, name, public_key, revoked_at)
@@ -86,7 +90,10 @@ func (t *Tx) Revoke(ctx context.Context, cid config.CID) error {
 	if err != nil {
 		return err
 	}
-	return t.remove(ctx, what, "DELETE FROM config.node WHERE cid = $1", cid)
+	if err := t.remove(ctx, what, "DELETE FROM config.node WHERE cid = $1", cid); err != nil {
+		return err
+	}
+	return t.entitle(ctx, t.db.ownKeyring())
 }
 
 // MaxCID gives the highest CID that was ever used, by members and deleted ones.
@@ -130,35 +137,6 @@ func (t *Tx) TakeToken(ctx context.Context, hash []byte, publicKey string) error
 		return ErrTokenUsed
 	}
 	return nil
-}
-
-// PutSecret stores a secret; elsewhere it is named secret:NAME.
-func (t *Tx) PutSecret(ctx context.Context, name string, value []byte) error {
-	return t.exec(ctx, `INSERT INTO config.secret (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
-		name, value)
-}
-
-// DeleteSecret forgets a secret.
-func (t *Tx) DeleteSecret(ctx context.Context, name string) error {
-	return t.remove(ctx, "secret "+name, "DELETE FROM config.secret WHERE name = $1", name)
-}
-
-// Secret gives a secret, or ErrNoSuch.
-func (d *DB) Secret(ctx context.Context, name string) ([]byte, error) {
-	var v []byte
-	err := d.pool.QueryRow(ctx, "SELECT value FROM config.secret WHERE name = $1", name).Scan(&v)
-	return v, noRows("secret "+name, err)
-}
-
-// SecretNames lists the names of all secrets.
-func (d *DB) SecretNames(ctx context.Context) ([]string, error) {
-	var names []string
-	err := collect(ctx, d.pool, &names, func(r pgx.Rows, s *string) error { return r.Scan(s) },
-		`SELECT name FROM config.secret ORDER BY name COLLATE "C"`)
-	if err != nil {
-		return nil, fmt.Errorf("read secrets: %w", mapError(err))
-	}
-	return names, nil
 }
 
 // list makes a column that is never NULL.

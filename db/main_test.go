@@ -2,6 +2,8 @@ package db_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"mailproxy/config"
 	"mailproxy/db"
 	"mailproxy/internal/pgtest"
+	"mailproxy/secret"
 )
 
 func TestMain(m *testing.M) {
@@ -36,9 +39,12 @@ func TestMain(m *testing.M) {
 // open gives a DB on a fresh clone.
 func open(t testing.TB) *db.DB { return openDSN(t, pgtest.New(t)) }
 
-func openDSN(t testing.TB, dsn string) *db.DB {
+func openDSN(t testing.TB, dsn string) *db.DB { return openAs(t, dsn, nodeKey(0)) }
+
+// openAs opens a database as the node that has a key.
+func openAs(t testing.TB, dsn string, key ed25519.PrivateKey) *db.DB {
 	t.Helper()
-	d, err := db.Open(db.Options{DSN: dsn, Log: zerolog.Nop()})
+	d, err := db.Open(db.Options{DSN: dsn, NodeKey: func() (ed25519.PrivateKey, error) { return key, nil }, Log: zerolog.Nop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +53,17 @@ func openDSN(t testing.TB, dsn string) *db.DB {
 }
 
 var author = db.Author{Who: "root", Command: "test"}
+
+// openWithout opens a database whose node has lost its key.
+func openWithout(t testing.TB, dsn string) *db.DB {
+	t.Helper()
+	d, err := db.Open(db.Options{DSN: dsn, NodeKey: func() (ed25519.PrivateKey, error) { return nil, os.ErrNotExist }, Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	return d
+}
 
 // commit runs one edit.
 func commit(t testing.TB, d *db.DB, edit func(ctx context.Context, tx *db.Tx) error) config.Position {
@@ -80,9 +97,19 @@ type node struct {
 
 const clusterID = "6f1c0f6e-8f57-4c0c-9a35-2f9ae6c5a001"
 
+// nodeKey is the key of a node, the same each time.
+func nodeKey(cid config.CID) ed25519.PrivateKey {
+	seed := sha256.Sum256([]byte(strconv.Itoa(int(cid))))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+func publicOf(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
+
+func publicText(key ed25519.PrivateKey) string { return secret.PublicText(publicOf(key)) }
+
 func member(cid config.CID) config.Node {
 	return config.Node{CID: cid, UUID: "u" + strconv.Itoa(int(cid)), Name: "n" + strconv.Itoa(int(cid)), Address: "127.0.0.1:7025",
-		PublicKey: "ssh-ed25519 key" + strconv.Itoa(int(cid)), Services: []string{"smtp"}, Promotable: true, JoinedAt: time.Unix(1e9, 0).UTC()}
+		PublicKey: publicText(nodeKey(cid)), Services: []string{"smtp"}, Promotable: true, JoinedAt: time.Unix(1e9, 0).UTC()}
 }
 
 // cluster makes CID 1 the master of n nodes; the others have entered, and hold nothing yet.
@@ -91,7 +118,8 @@ func cluster(t testing.TB, n int) []*node {
 	var nodes []*node
 	for i := range n {
 		dsn := pgtest.New(t)
-		nodes = append(nodes, &node{DB: openDSN(t, dsn), dsn: dsn, cid: config.CID(i + 1)})
+		cid := config.CID(i + 1)
+		nodes = append(nodes, &node{DB: openAs(t, dsn, nodeKey(cid)), dsn: dsn, cid: cid})
 	}
 	ctx := context.Background()
 	err := nodes[0].CreateCluster(ctx, db.CreateParams{ClusterID: clusterID, Node: member(1),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ type RestoreParams struct {
 	Dump Dump
 	// MadeAt is when the backup was made.
 	MadeAt time.Time
+	// NodeKey is the key of the node that the backup is of: it opens the secrets in it. nil where the backup has none.
+	NodeKey ed25519.PrivateKey
 	// Author is who restores, for the history of a single node.
 	Author Author
 }
@@ -30,7 +33,8 @@ type RestoreParams struct {
 type Feed func(put func(table string, row []byte) error) error
 
 // RestoreSingle gives a single node the configuration, its history and the journal of a backup in place of its own, in one
-// transaction; what the backup knows of its cluster is left out. ErrExists where the node is in a cluster, ErrNewerBackup.
+// transaction; what the backup knows of its cluster is left out, and its secrets are sealed anew for this node alone. ErrExists where the
+// node is in a cluster, ErrNewerBackup, ErrNoDataKey.
 func (d *DB) RestoreSingle(ctx context.Context, p RestoreParams, feed Feed) (config.Position, error) {
 	var s State
 	err := d.write(ctx, func(tx pgx.Tx) error {
@@ -48,6 +52,16 @@ func (d *DB) RestoreSingle(ctx context.Context, p RestoreParams, feed Feed) (con
 			return err
 		}
 		if _, err := tx.Exec(ctx, "SELECT node.restore_single($1, $2)", tabs, p.Dump.State.Position.Serial); err != nil {
+			return err
+		}
+		k := d.ownKeyring()
+		k.open = func() (ed25519.PrivateKey, error) {
+			if p.NodeKey == nil {
+				return nil, fmt.Errorf("%w: the backup has no key of its node", ErrNoDataKey)
+			}
+			return p.NodeKey, nil
+		}
+		if err := (&Tx{tx: tx, db: d}).entitle(ctx, k); err != nil {
 			return err
 		}
 		s, err = readState(ctx, tx)

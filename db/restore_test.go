@@ -49,7 +49,7 @@ func (x *dumped) feed(put func(table string, row []byte) error) error {
 }
 
 func (x *dumped) params() db.RestoreParams {
-	return db.RestoreParams{Dump: x.Dump, MadeAt: time.Unix(1e9, 0), Author: db.Author{Who: "root", Command: "mailproxy restore"}}
+	return db.RestoreParams{Dump: x.Dump, MadeAt: time.Unix(1e9, 0), NodeKey: nodeKey(x.State.CID), Author: db.Author{Who: "root", Command: "mailproxy restore"}}
 }
 
 func (x *dumped) table(t testing.TB, name string) db.Table {
@@ -108,8 +108,10 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 	put(t, master.DB, "one.test", "two.test")
 	x := dump(t, master.DB, db.WithoutLogs)
 
-	fresh := &node{DB: open(t)}
+	other := nodeKey(7)
+	fresh := &node{DB: openAs(t, pgtest.New(t), other)}
 	put(t, fresh.DB, "own.test")
+	commit(t, fresh.DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutSecret(ctx, "own", []byte("x")) })
 	at, err := fresh.RestoreSingle(t.Context(), x.params(), x.feed)
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +146,9 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 	}
 
 	// Then it is the first of a cluster as any single node is, and a slave takes all of it without setting anything aside.
-	err = fresh.CreateCluster(t.Context(), db.CreateParams{ClusterID: clusterID, Node: member(1), CA: config.CA{Fingerprint: "SHA256:b", PublicKey: "x", CID: 1, CreatedAt: time.Unix(1e9, 0)}})
+	first := member(1)
+	first.PublicKey = publicText(other)
+	err = fresh.CreateCluster(t.Context(), db.CreateParams{ClusterID: clusterID, Node: first, CA: config.CA{Fingerprint: "SHA256:b", PublicKey: "x", CID: 1, CreatedAt: time.Unix(1e9, 0)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +157,7 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	commit(t, fresh.DB, func(ctx context.Context, tx *db.Tx) error { return tx.PutNode(ctx, member(2)) })
-	slave := &node{DB: open(t), cid: 2}
+	slave := &node{DB: openAs(t, pgtest.New(t), nodeKey(2)), cid: 2}
 	slave.enter(t, config.Epoch{N: 1, Owner: 1})
 	for range 2 { // the second is a delta
 		put(t, fresh.DB, "more.test", "even-more.test")
@@ -161,6 +165,9 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 			t.Errorf("set aside: %+v", p)
 		}
 		same(t, fresh, slave)
+	}
+	if secret, err := slave.Secret(t.Context(), "dkim"); err != nil || !bytes.Equal(secret, []byte{0, 1, '\\', '\n', 255}) {
+		t.Errorf("secret on the slave: %q, %v", secret, err)
 	}
 	if _, err := fresh.RestoreSingle(t.Context(), x.params(), x.feed); !errors.Is(err, db.ErrExists) {
 		t.Errorf("in a cluster: %v, want ErrExists", err)
@@ -189,7 +196,7 @@ func TestSerialsDoNotGoBackInARestore(t *testing.T) {
 func restored(t testing.TB, x dumped) *node {
 	t.Helper()
 	dsn := pgtest.New(t)
-	n := &node{DB: openDSN(t, dsn), dsn: dsn, cid: x.State.CID}
+	n := &node{DB: openAs(t, dsn, nodeKey(x.State.CID)), dsn: dsn, cid: x.State.CID}
 	if err := n.RestoreIdentity(context.Background(), x.params(), x.feed); err != nil {
 		t.Fatal(err)
 	}

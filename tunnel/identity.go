@@ -140,19 +140,6 @@ func RemoveIdentity(dir string) error {
 	return d.remove(identityFile, userCertFile, hostCertFile, trustFile)
 }
 
-// ForgetKeys removes the node's key, which its last cluster has revoked, and a CA's key with it: the next cluster gets fresh ones.
-func ForgetKeys(dir string) error {
-	d, err := openKeyDirToRead(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer d.close()
-	return d.remove(nodeKeyFile, caKeyFile, nextCAFile)
-}
-
 // remove removes files durably; those that are not there are none.
 func (d *keyDir) remove(names ...string) error {
 	for _, name := range names {

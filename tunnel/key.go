@@ -18,6 +18,7 @@ import (
 // The files of the key directory.
 const (
 	nodeKeyFile  = "node.key"
+	nextKeyFile  = "node.key.next" // the key of a node that leaves its cluster, for afterwards
 	caKeyFile    = "ca.key"
 	nextCAFile   = "ca.key.next" // a CA that does not sign yet
 	hostCertFile = "host-cert.pub"
@@ -62,6 +63,9 @@ func LoadOrLendKey(dir string) (*Key, error) {
 	return &Key{signer, private}, nil
 }
 
+// PrivateKey reads node.key in dir; fs.ErrNotExist where there is none, and errors as of LoadOrMakeKey.
+func PrivateKey(dir string) (ed25519.PrivateKey, error) { return loadKey(dir) }
+
 func loadKey(dir string) (ed25519.PrivateKey, error) {
 	d, err := openKeyDirToRead(dir)
 	if err != nil {
@@ -70,6 +74,29 @@ func loadKey(dir string) (ed25519.PrivateKey, error) {
 	defer d.close()
 	private, _, err := d.loadPrivate(nodeKeyFile)
 	return private, err
+}
+
+// NextKey gives the key that takes the place of node.key with RenewKey; it is made where there is none.
+func NextKey(dir string) (ed25519.PublicKey, error) {
+	private, _, err := loadOrMake(dir, nextKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return private.Public().(ed25519.PublicKey), nil
+}
+
+// RenewKey puts the next key in the place of the node's key, which its last cluster has revoked, and removes a CA's key: the next
+// cluster gets fresh ones. Again it does nothing.
+func RenewKey(dir string) error {
+	d, err := openKeyDir(dir)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.root.Rename(nextKeyFile, nodeKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.remove(caKeyFile, nextCAFile)
 }
 
 // Public gives the public key in authorized_keys form, without comment.

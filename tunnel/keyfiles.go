@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,6 +53,16 @@ func CheckKeyFiles(files map[string][]byte) (Identity, error) {
 		return id, fmt.Errorf("%s: %w", nodeKeyFile, ErrBadKey) // the parser's error may quote the file
 	}
 	return id, id.fits(signer.PublicKey())
+}
+
+// PrivateKeyOf gives the node's key of the files of a key directory, from ReadKeyFiles; ErrBadKey where they have none.
+func PrivateKeyOf(files map[string][]byte) (ed25519.PrivateKey, error) {
+	parsed, err := ssh.ParseRawPrivateKey(files[nodeKeyFile])
+	private, ok := parsed.(*ed25519.PrivateKey)
+	if err != nil || !ok {
+		return nil, fmt.Errorf("%s: %w", nodeKeyFile, ErrBadKey) // the parser's error may quote the file
+	}
+	return *private, nil
 }
 
 // WriteKeyFiles puts the files of a key directory back, durably, in place of what is there; they must pass CheckKeyFiles. One that dies
