@@ -9,6 +9,8 @@ type Command struct {
 	Args []string `json:"args"`
 	// Text is its standard input.
 	Text string `json:"text,omitempty"`
+	// Secret is its standard input where that is a secret, which stands nowhere else.
+	Secret []byte `json:"secret,omitempty"`
 	// At is the position whose configuration the administrator saw; where it is not zero and the master is elsewhere, nothing is done.
 	At Position `json:"at,omitzero"`
 }

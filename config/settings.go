@@ -256,15 +256,20 @@ func boolean(field func(*Values) *bool) func(*Values, string) error {
 	}
 }
 
-// checkTransportName: letters, digits, dots, hyphens and underscores, so that it can stand in any text.
-func checkTransportName(name string) error {
+// CheckSecretName refuses what is no name for a secret.
+func CheckSecretName(name string) error { return checkName("secret", name) }
+
+func checkTransportName(name string) error { return checkName("transport", name) }
+
+// checkName: letters, digits, dots, hyphens and underscores, so that it can stand in any text.
+func checkName(of, name string) error {
 	if name == "" || len(name) > 64 {
-		return fmt.Errorf("a transport's name has 1 to 64 characters")
+		return fmt.Errorf("a %s's name has 1 to 64 characters", of)
 	}
 	for i := 0; i < len(name); i++ {
 		c := name[i]
 		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || i > 0 && (c == '-' || c == '_' || c == '.')) {
-			return fmt.Errorf("%q is no name for a transport: want lower-case letters, digits, dots, - and _", name)
+			return fmt.Errorf("%q is no name for a %s: want lower-case letters, digits, dots, - and _", name, of)
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package db
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -117,12 +116,4 @@ func (t *Tx) remove(ctx context.Context, what, sql string, args ...any) error {
 		return fmt.Errorf("%s: %w", what, ErrNoSuch)
 	}
 	return nil
-}
-
-// noRows turns a missing row into ErrNoSuch.
-func noRows(what string, err error) error {
-	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("%s: %w", what, ErrNoSuch)
-	}
-	return mapError(err)
 }

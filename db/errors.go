@@ -32,7 +32,7 @@ var (
 	// ErrByHand is an undoing past a commit of rows that were changed by hand.
 	ErrByHand = errors.New("rows that were changed by hand became a commit, and what they were before is in no history")
 	// ErrNoDataKey is a node that cannot open the secrets' data key: its key file is away, or is another than the one it was wrapped for.
-	ErrNoDataKey = errors.New("this node cannot open the secrets")
+	ErrNoDataKey = errors.New("the secrets' data key does not open here")
 	// ErrNoLease is a write on a master that has not heard a majority of the nodes for too long.
 	ErrNoLease = errors.New("no majority of the nodes was heard lately")
 	// ErrOtherCluster is a peer in another cluster.

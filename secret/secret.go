@@ -19,7 +19,7 @@ import (
 
 var (
 	// ErrNotEntitled is a data key that is not wrapped for this node's key.
-	ErrNotEntitled = errors.New("the data key is not wrapped for this node's key")
+	ErrNotEntitled = errors.New("it is not wrapped for this node's key")
 	// ErrSealed is a value that does not open: damaged, of another name or of another data key.
 	ErrSealed = errors.New("the seal does not open")
 )

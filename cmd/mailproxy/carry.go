@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -77,6 +78,9 @@ func mayCarry(args []string) bool {
 	switch args[0] {
 	case "domain", "transport", "network", "setting":
 		return true
+	case "secret":
+		return args[1] == "remove" ||
+			args[1] == "set" && len(args) == 5 && !strings.HasPrefix(args[2], "-") && slices.Equal(args[3:], []string{"--file", "-"})
 	case "config":
 		return slices.Equal(args[1:], []string{"apply", "-", "--yes"})
 	}
@@ -127,7 +131,11 @@ func (d *daemon) tryCommand(ctx context.Context, from config.CID, cmd config.Com
 	who := db.Author{Who: cut(clean(cmd.Who), maxWho), Command: cut(clean(cmd.Line), maxLine), Node: from}
 	ctx = context.WithValue(ctx, carriedKey{}, &store{d.db, d.local, who})
 	var out bytes.Buffer
-	app := newApp(strings.NewReader(cmd.Text), &out, &out)
+	var in io.Reader = strings.NewReader(cmd.Text)
+	if len(cmd.Secret) > 0 {
+		in = bytes.NewReader(cmd.Secret)
+	}
+	app := newApp(in, &out, &out)
 	err = app.RunContext(ctx, cliargs.Reorder(app, append([]string{"mailproxy"}, cmd.Args...)))
 	return out.String(), err
 }

@@ -37,7 +37,7 @@ func withStore(c *cli.Context, do func(ctx context.Context, s *store) error) err
 	if err != nil {
 		return noNodeFile(err)
 	}
-	d, err := db.Open(db.Options{DSN: databaseDSN(local), Log: zerolog.Nop()})
+	d, err := db.Open(db.Options{DSN: databaseDSN(local), NodeKey: nodeKey(local), Log: zerolog.Nop()})
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ const leaseHint = `bring the other nodes back ("pmgcm status"); where they are l
 
 // carriedLeaseHint is for whoever typed a command on another node than the master.
 const carriedLeaseHint = `the master is cut off from most nodes: bring it back to them; or, where most of them answer here ("pmgcm status"), "pmgcm promote" here`
+const dataKeyHint = `nothing was changed; put keys/node.key back from a backup and restart the daemon; or promote a node on which "mailproxy secret list" ` +
+	`says sealed; where there is none, "mailproxy secret remove" what is unreadable, and set it again`
 
 // hint gives the command to paste after an error; empty where there is none.
 func hint(err error) string {
@@ -50,6 +52,8 @@ func hint(err error) string {
 		return "whoever gets the file can try them all: take a few words"
 	case errors.Is(err, db.ErrByHand):
 		return `a later commit can be gone back to; else take a text from before ("mailproxy config apply"), or a backup`
+	case errors.Is(err, db.ErrNoDataKey):
+		return dataKeyHint
 	case errors.Is(err, db.ErrDiskFull):
 		return `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`
 	case errors.Is(err, db.ErrInDoubt):

@@ -47,33 +47,49 @@ func passphrase(c *cli.Context, prompt string) (string, error) {
 }
 
 func typed(c *cli.Context, prompt string) (string, error) {
-	in, ok := c.App.Reader.(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
+	if !onTerminal(c) {
 		return "", withHint(errors.New("there is no terminal to ask for the passphrase on"), "write it to a file of mode 0600 and add --passphrase-file FILE")
 	}
 	fmt.Fprint(c.App.ErrWriter, prompt)
-	b, err := term.ReadPassword(int(in.Fd()))
+	b, err := term.ReadPassword(int(c.App.Reader.(*os.File).Fd()))
 	fmt.Fprintln(c.App.ErrWriter)
 	if err != nil {
-		return "", fmt.Errorf("read passphrase: %w", err)
+		return "", fmt.Errorf("read what is typed: %w", err)
 	}
 	return string(b), nil
 }
 
-// readPassphrase reads the first line of a file that nobody else may read.
-func readPassphrase(file string) (string, error) {
+// onTerminal says whether somebody can be asked, without that being shown.
+func onTerminal(c *cli.Context) bool {
+	in, ok := c.App.Reader.(*os.File)
+	return ok && term.IsTerminal(int(in.Fd()))
+}
+
+// openPrivate opens a file that nobody else may read, for what is in it.
+func openPrivate(file, what string) (*os.File, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return "", fmt.Errorf("read passphrase: %w", err)
+		return nil, fmt.Errorf("read %s: %w", what, err)
 	}
-	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return "", fmt.Errorf("read passphrase: %w", err)
+		_ = f.Close()
+		return nil, fmt.Errorf("read %s: %w", what, err)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return "", withHint(fmt.Errorf("others can read the passphrase in %s: mode %04o", file, mode), "chmod 600 %s", shellQuote(file))
+		_ = f.Close()
+		return nil, withHint(fmt.Errorf("others can read the %s in %s: mode %04o", what, file, mode), "chmod 600 %s", shellQuote(file))
 	}
+	return f, nil
+}
+
+// readPassphrase reads the first line of a file that nobody else may read.
+func readPassphrase(file string) (string, error) {
+	f, err := openPrivate(file, "passphrase")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxPassphrase))
 	if err != nil {
 		return "", fmt.Errorf("read passphrase: %w", err)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +69,9 @@ type configuration struct {
 	refused error
 	// databaseErr is why the configuration cannot be read; nil where it can.
 	databaseErr error
+	// unreadable are the secrets that this node cannot open, and unreadableErr is why not the first.
+	unreadable    []string
+	unreadableErr error
 }
 
 func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
@@ -214,6 +219,32 @@ func (c *configuration) reload(ctx context.Context) {
 	if read && c.rules.Load() != nil {
 		c.settle.Do(func() { close(c.settled) })
 	}
+	if read {
+		c.trySecrets(ctx)
+	}
+}
+
+// trySecrets looks whether this node can open its secrets, so that status can say so before one is needed.
+func (c *configuration) trySecrets(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	rows, err := c.db.Secrets(ctx)
+	if err != nil {
+		return // the next reading of the configuration says more
+	}
+	var names []string
+	var first error
+	for _, r := range rows {
+		if r.Err != nil {
+			names, first = append(names, r.Name), cmp.Or(first, r.Err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(names) > 0 && !slices.Equal(names, c.unreadable) {
+		c.log.Error().Strs("names", names).Err(first).Msg("secret.unreadable")
+	}
+	c.unreadable, c.unreadableErr = names, first
 }
 
 func (c *configuration) reread(ctx context.Context) {
@@ -353,7 +384,24 @@ func (c *configuration) problems() []cluster.Problem {
 		all = append(all, cluster.Problem{What: c.refused.Error() + "; the one before stays in force",
 			Remedy: `on the master: "mailproxy config show", then correct it with "mailproxy config apply"`})
 	}
+	if len(c.unreadable) > 0 {
+		p := cluster.Problem{What: fmt.Sprintf("this node cannot open %s: %v", countSecrets(c.unreadable), c.unreadableErr),
+			Remedy: "`mailproxy secret set NAME` again for each"}
+		if errors.Is(c.unreadableErr, db.ErrNoDataKey) {
+			p.Remedy = "put keys/node.key back from a backup and restart the daemon; on a slave, `pmgcm delete` this node on the master and join again; " +
+				"where no node opens them, `mailproxy secret remove NAME` and `mailproxy secret set NAME` for each"
+		}
+		all = append(all, p)
+	}
 	return all
+}
+
+// countSecrets is "the secret dkim", or "2 secrets, dkim the first".
+func countSecrets(names []string) string {
+	if len(names) == 1 {
+		return "the secret " + names[0]
+	}
+	return fmt.Sprintf("%d secrets, %s the first", len(names), names[0])
 }
 
 // refusal says why the newest configuration is not in force; nil where it is.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 	if err != nil {
 		return nil, err
 	}
-	if d.db, err = db.Open(db.Options{DSN: databaseDSN(local), Log: log}); err != nil {
+	if d.db, err = db.Open(db.Options{DSN: databaseDSN(local), NodeKey: nodeKey(local), Log: log}); err != nil {
 		return nil, err
 	}
 	d.config = newConfiguration(local.SnapshotFile(), d.db, log)
@@ -106,6 +107,11 @@ func databaseDSN(l *config.Local) string {
 		return l.Database.DSN
 	}
 	return privateInstance(l, zerolog.Nop()).DSN()
+}
+
+// nodeKey reads the node's own key, which opens the secrets.
+func nodeKey(l *config.Local) func() (ed25519.PrivateKey, error) {
+	return func() (ed25519.PrivateKey, error) { return tunnel.PrivateKey(l.KeyDir()) }
 }
 
 // open makes the mail path: the configuration of the file, the spool, the certificate.

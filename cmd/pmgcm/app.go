@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"mailproxy/db"
 	"mailproxy/internal/manpage"
 	"mailproxy/internal/version"
+	"mailproxy/tunnel"
 )
 
 // configFlag is on the program and on every command, so that it may stand anywhere.
@@ -159,7 +161,8 @@ func withOperator(c *cli.Context, command string, do func(o *cluster.Operator) e
 	if err != nil {
 		return err
 	}
-	d, err := db.Open(db.Options{DSN: databaseDSN(local), Log: zerolog.Nop()})
+	nodeKey := func() (ed25519.PrivateKey, error) { return tunnel.PrivateKey(local.KeyDir()) }
+	d, err := db.Open(db.Options{DSN: databaseDSN(local), NodeKey: nodeKey, Log: zerolog.Nop()})
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,8 @@ var hints = []struct {
 	{cluster.ErrRefused, `"pmgcm journal diff N" shows what it would change today`},
 	{cluster.ErrCAInUse, `"pmgcm ca add" first; nodes in reach renew within a minute ("pmgcm ca show"); --force cuts off the others, which must then be deleted and join again`},
 	{cluster.ErrNoSuchCA, `"pmgcm ca show" shows the fingerprints`},
+	{cluster.ErrNoDataKey, dataKeyHint},
+	{db.ErrNoDataKey, dataKeyHint},
 	{cluster.ErrNoSuchEntry, `"pmgcm journal list" shows what there is`},
 	{cluster.ErrTargetNotMaster, `give the master's address; "pmgcm status" on any member shows it, "pmgcm join-cmd" on it prints the command`},
 	{cluster.ErrTokenUnknown, `run "pmgcm join-cmd" on the master and paste the line that it prints`},
@@ -76,6 +78,9 @@ var hints = []struct {
 	{fs.ErrNotExist, `make the node file: "mailproxy init --name NAME --address IP", or name another with --config`},
 	{context.Canceled, `it was interrupted; every command can be run again`},
 }
+
+const dataKeyHint = `nothing was changed; put keys/node.key back on the master from a backup and restart the daemon; or "pmgcm promote" a node on which ` +
+	`"mailproxy secret list" says sealed; where there is none, "mailproxy secret remove" what is unreadable, and set it again`
 
 // hint gives the remedy for an error; empty where there is none.
 func hint(err error) string {

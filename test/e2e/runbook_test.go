@@ -195,6 +195,7 @@ func TestRunbooks(t *testing.T) {
 			r.follow(s.steps)
 			for _, h := range r.hosts {
 				h.eventually(h.takesMail)
+				h.eventually(h.opensItsSecret)
 			}
 		})
 	}
@@ -221,6 +222,7 @@ func clusterSteps() []step {
 		do(name, "pmgcm join 192.0.2.11:7025 --fingerprint SHA256:… --token …", "…", "joined")
 	}
 	do("mx1", "mailproxy domain add example.test --to 10.0.0.10:25")
+	do("mx1", "head -c 32 /dev/urandom | mailproxy secret set dkim --file -", "secret dkim set …")
 	for i := 1; i <= 3; i++ {
 		do(fmt.Sprintf("mx%d", i), "mailproxy domain list", "…", "example.test …")
 	}
@@ -243,6 +245,16 @@ func (h *host) takesMail() error {
 	}
 	_, err = io.WriteString(w, "Subject: after all\r\n\r\nx\r\n")
 	return errors.Join(err, w.Close())
+}
+
+// opensItsSecret gives nil where the host can open the secret that was set before anything was lost. It is sealed together with its name,
+// so that what opens is what was set.
+func (h *host) opensItsSecret() error {
+	out, code, err := h.run("mailproxy secret list")
+	if err == nil && (code != 0 || !pattern([]string{"SECRET STATE", "dkim sealed"}).MatchString(out)) {
+		err = fmt.Errorf("secret list: exit code %d\n%s", code, out)
+	}
+	return err
 }
 
 // The reading of a text is itself a promise: what does not do what the text shows fails.
