@@ -9,7 +9,8 @@
 //	keys/…                  the key directory: node.key, ca.key (on a node that made a CA), certificates, identity.json, trust.json
 //	tls/smtp.pem            key and certificate of STARTTLS
 //	config/domain.jsonl …   each table of the database: a row a line, as a JSON object. Its folder is the schema: config, node
-//	                        (the journal), and mail (with the logs)
+//	                        (the journal, and commits that were trimmed from the history before every member had them), and mail
+//	                        (with the logs)
 //
 // The secrets in config/secret.jsonl stay sealed. keys/node.key unwraps their data key, which Write makes sure of; a restore without the
 // identity seals them anew for the node that it makes.

@@ -242,7 +242,7 @@ node.toml      the node's own file; it belongs to /etc/mailproxy
 keys/          state_dir/keys: the node's key, its certificates, who it is, and the key of the CA that it made, if it made one
 tls/           state_dir/tls: key and certificate of STARTTLS
 config/        the tables of the configuration, a row a line, as JSON; secrets are sealed, and keys/node.key opens them
-node/          commits that were set aside on this node (pmgcm journal)
+node/          commits that were set aside on this node (pmgcm journal), and those that left its history before every member had them
 mail/          what happened to mail, if the backup was made with --logs
 
 "mailproxy restore" brings it back; see mailproxy(8).

@@ -19,30 +19,38 @@ type CreateParams struct {
 	Tunnel config.TunnelKind
 }
 
-// CreateCluster makes a single node the master of a new cluster, in epoch 1.1. All its rows stay. ErrExists where it is in one.
+// CreateCluster makes a single node the master of a new cluster, in epoch 1.1. All its rows stay. ErrExists where it is in one. It is a
+// configuration commit, and gives the errors of Commit where its connection is lost.
 func (d *DB) CreateCluster(ctx context.Context, p CreateParams) error {
-	err := d.write(ctx, func(tx pgx.Tx) error {
-		if err := begin(ctx, tx, Author{Who: "root", Command: "pmgcm create"}); err != nil {
-			return err
+	_, err := d.marked(ctx, func(tx pgx.Tx) (mark, error) {
+		if err := d.createIn(ctx, tx, p); err != nil {
+			return mark{}, err
 		}
-		if _, err := tx.Exec(ctx, "SELECT node.create_cluster($1, $2)", p.ClusterID, p.Node.CID); err != nil {
-			return err
-		}
-		t := &Tx{tx: tx, db: d}
-		if err := t.PutNode(ctx, p.Node); err != nil {
-			return err
-		}
-		if p.Tunnel != "" {
-			if err := t.PutSetting(ctx, config.Setting{Name: "tunnel", Value: string(p.Tunnel)}); err != nil {
-				return err
-			}
-		}
-		return t.PutCA(ctx, p.CA)
+		return markNow(ctx, tx)
 	})
 	if err != nil {
 		return fmt.Errorf("create cluster: %w", err)
 	}
 	return nil
+}
+
+func (d *DB) createIn(ctx context.Context, tx pgx.Tx, p CreateParams) error {
+	if err := begin(ctx, tx, Author{Who: "root", Command: "pmgcm create"}); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "SELECT node.create_cluster($1, $2)", p.ClusterID, p.Node.CID); err != nil {
+		return err
+	}
+	t := &Tx{tx: tx, db: d}
+	if err := t.PutNode(ctx, p.Node); err != nil {
+		return err
+	}
+	if p.Tunnel != "" {
+		if err := t.PutSetting(ctx, config.Setting{Name: "tunnel", Value: string(p.Tunnel)}); err != nil {
+			return err
+		}
+	}
+	return t.PutCA(ctx, p.CA)
 }
 
 // EnterParams are what a joining node was told by the master.
@@ -53,9 +61,10 @@ type EnterParams struct {
 }
 
 // Enter makes this node an empty slave that has promised the master's epoch. Its configuration and history are gone. The same again
-// changes nothing; ErrExists where it is in another cluster, or in this one by another CID.
+// changes nothing; ErrExists where it is in another cluster, or in this one by another CID. Where the answer to COMMIT is lost it is run
+// again; ErrDisconnected, ErrInDoubt.
 func (d *DB) Enter(ctx context.Context, p EnterParams) error {
-	err := d.write(ctx, func(tx pgx.Tx) error {
+	err := d.repeatable(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "SELECT node.enter($1, $2, $3, $4)", p.ClusterID, p.CID, p.Epoch.N, p.Epoch.Owner)
 		return err
 	})
@@ -76,9 +85,9 @@ type LeaveParams struct {
 }
 
 // Leave makes this node a single one with all of its configuration, where it is in that cluster. The same again changes
-// nothing; ErrExists where it is in another one.
+// nothing; ErrExists where it is in another one. A lost answer is as with Enter.
 func (d *DB) Leave(ctx context.Context, p LeaveParams) error {
-	err := d.write(ctx, func(tx pgx.Tx) error {
+	err := d.repeatable(ctx, func(tx pgx.Tx) error {
 		if err := begin(ctx, tx, p.Author); err != nil {
 			return err
 		}
@@ -94,10 +103,10 @@ func (d *DB) Leave(ctx context.Context, p LeaveParams) error {
 }
 
 // Promise makes this node refuse every epoch below e, durably. The same again is no error; ErrStale where it has
-// promised a higher one.
+// promised a higher one. A lost answer is as with Enter.
 func (d *DB) Promise(ctx context.Context, e config.Epoch) (State, error) {
 	var s State
-	err := d.write(ctx, func(tx pgx.Tx) error {
+	err := d.repeatable(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT node.promise_self($1, $2)", e.N, e.Owner); err != nil {
 			return err
 		}
@@ -120,22 +129,20 @@ const (
 	ByForce    Mandate = "force"
 )
 
-// BeginEpoch puts the epoch that this node has promised to itself in force, as a new commit. ErrStale where it has promised another.
+// BeginEpoch puts the epoch that this node has promised to itself in force, as a new commit. ErrStale where it has promised another,
+// and the errors of Commit where its connection is lost.
 func (d *DB) BeginEpoch(ctx context.Context, e config.Epoch, m Mandate, a Author) (config.Position, error) {
-	var s State
-	err := d.write(ctx, func(tx pgx.Tx) error {
+	at, err := d.marked(ctx, func(tx pgx.Tx) (mark, error) {
 		if err := begin(ctx, tx, a); err != nil {
-			return err
+			return mark{}, err
 		}
 		if _, err := tx.Exec(ctx, "SELECT node.begin_epoch($1, $2, $3, $4)", e.N, e.Owner, LeaseTerm, m == ByForce); err != nil {
-			return err
+			return mark{}, err
 		}
-		var err error
-		s, err = readState(ctx, tx)
-		return err
+		return markNow(ctx, tx)
 	})
 	if err != nil {
 		return config.Position{}, fmt.Errorf("begin epoch %v: %w", e, err)
 	}
-	return s.Position, nil
+	return at, nil
 }

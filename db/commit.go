@@ -26,23 +26,11 @@ type Author struct {
 // nothing was changed; a commit that was made all the same is found on the server that can be written by then, and is no error.
 func (d *DB) Commit(ctx context.Context, a Author, edit func(ctx context.Context, tx *Tx) error,
 	check func(*config.Snapshot) error) (config.Position, error) {
-	var m mark
-	ready, lost := false, false // to COMMIT; before it
-	err := d.write(ctx, func(tx pgx.Tx) (err error) {
-		m, err = d.commitIn(ctx, tx, a, edit, check)
-		ready, lost = err == nil, err != nil && tx.Conn().IsClosed() && ctx.Err() == nil
-		return err
-	})
-	switch {
-	case lost:
-		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
-	case err != nil && ready && !m.time.IsZero() && inDoubt(err):
-		err = d.settle(ctx, m, err)
-	}
+	at, err := d.marked(ctx, func(tx pgx.Tx) (mark, error) { return d.commitIn(ctx, tx, a, edit, check) })
 	if err != nil {
 		return config.Position{}, fmt.Errorf("commit: %w", err)
 	}
-	return m.at, nil
+	return at, nil
 }
 
 // commitIn is Commit within its transaction. It gives a mark without a time where no row was changed.

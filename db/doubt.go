@@ -35,6 +35,82 @@ func readMark(ctx context.Context, tx pgx.Tx, at config.Position) (mark, error) 
 	return m, err
 }
 
+// markNow is readMark of a transaction that has taken its serial.
+func markNow(ctx context.Context, tx pgx.Tx) (mark, error) {
+	s, err := readState(ctx, tx)
+	if err != nil {
+		return mark{}, err
+	}
+	return readMark(ctx, tx, s.Position)
+}
+
+// marked runs a transaction that is a configuration commit. Where its connection is lost, also at COMMIT, it says what became of it, as
+// Commit does. f gives a mark without a time where it changed nothing.
+func (d *DB) marked(ctx context.Context, f func(tx pgx.Tx) (mark, error)) (config.Position, error) {
+	var m mark
+	end, err := d.writeTo(ctx, func(tx pgx.Tx) (err error) {
+		m, err = f(tx)
+		return err
+	})
+	if end == doubtful && !m.time.IsZero() {
+		err = d.settle(ctx, m, err)
+	}
+	if err != nil {
+		return config.Position{}, err
+	}
+	return m.at, nil
+}
+
+// repeatable runs a transaction that changes nothing when it is run again: where the answer to its COMMIT is lost, it is. ErrDisconnected
+// where nothing was changed; ErrInDoubt where no server answered in time.
+func (d *DB) repeatable(ctx context.Context, f func(tx pgx.Tx) error) error {
+	end, err := d.writeTo(ctx, f)
+	if end != doubtful {
+		return err
+	}
+	return d.untilAnswered(ctx, err, func(ctx context.Context) (final bool, answer error) {
+		ctx, cancel := context.WithTimeout(ctx, doubtTry)
+		defer cancel()
+		end, err := d.writeTo(ctx, f)
+		return err == nil || end == refused, err
+	})
+}
+
+// An ending is how a transaction ended.
+type ending int
+
+// One that failed changed nothing: its own error, or its connection, came before COMMIT. One that is doubtful may have been made.
+const (
+	refused ending = iota
+	lost
+	doubtful
+	committed
+)
+
+// writeTo is write that says how it ended.
+func (d *DB) writeTo(ctx context.Context, f func(tx pgx.Tx) error) (ending, error) {
+	end := lost // until a transaction has begun
+	err := d.write(ctx, func(tx pgx.Tx) error {
+		err := f(tx)
+		switch {
+		case err == nil:
+			end = doubtful
+		case tx.Conn().IsClosed() && ctx.Err() == nil:
+			err = fmt.Errorf("%w: %w", ErrDisconnected, err)
+		default:
+			end = refused
+		}
+		return err
+	})
+	switch {
+	case err == nil:
+		end = committed
+	case end == doubtful && !inDoubt(err):
+		end = refused
+	}
+	return end, err
+}
+
 // inDoubt says whether an error of COMMIT leaves open what became of it: the server did not say no, and did not say yes either.
 func inDoubt(err error) bool {
 	if pg, ok := asPg(err); ok {
@@ -47,23 +123,33 @@ func inDoubt(err error) bool {
 // made. ErrDisconnected: it was not, and will not be; ErrInDoubt: nobody answered in time. It asks on when ctx has ended, since that
 // may be why the answer was lost.
 func (d *DB) settle(ctx context.Context, m mark, cause error) error {
+	return d.untilAnswered(ctx, fmt.Errorf("configuration %v: %w", m.at, cause), func(ctx context.Context) (final bool, answer error) {
+		made, err := d.made(ctx, m)
+		switch {
+		case err != nil:
+			return false, err
+		case !made:
+			return true, fmt.Errorf("%w: %w", ErrDisconnected, cause)
+		}
+		d.log.Info().Stringer("epoch", m.at.Epoch).Int64("serial", m.at.Serial).Str("reason", "found in the history").Msg("commit.settled")
+		return true, nil
+	})
+}
+
+// untilAnswered asks whichever server can be written now, until there is an answer. ErrInDoubt: nobody answered in time.
+func (d *DB) untilAnswered(ctx context.Context, cause error, ask func(ctx context.Context) (final bool, answer error)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.doubt)
 	defer cancel()
 	d.pool.Reset() // the other connections lead where that one led
 	for pause := doubtFirst; ; pause = min(2*pause, doubtAtMost) {
-		made, err := d.made(ctx, m)
-		switch {
-		case err == nil && made:
-			d.log.Info().Stringer("epoch", m.at.Epoch).Int64("serial", m.at.Serial).Str("reason", "found in the history").Msg("commit.settled")
-			return nil
-		case err == nil:
-			return fmt.Errorf("%w: %w", ErrDisconnected, cause)
+		if final, answer := ask(ctx); final {
+			return answer
 		}
 		timer := time.NewTimer(pause + rand.N(pause/2))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w, configuration %v: %w", ErrInDoubt, m.at, cause)
+			return fmt.Errorf("%w, %w", ErrInDoubt, cause)
 		case <-timer.C:
 		}
 	}

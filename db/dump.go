@@ -29,13 +29,13 @@ type Dump struct {
 // Logs says whether a backup holds what happened to mail.
 type Logs int
 
-// Without logs a backup is of configuration and journal alone.
+// Without logs a backup is of configuration and journal alone, and of commits that are trimmed and may have to go there.
 const (
 	WithoutLogs Logs = iota
 	WithLogs
 )
 
-// Dump reads what a backup holds, all as of one moment and while commits go on: every table of config, the journal, and with the logs every
+// Dump reads what a backup holds, all as of one moment and while commits go on: every table of config, the journal, trimmed commits, and with the logs every
 // table of mail. head is told what comes, then row is given each row in the order of the tables, a JSON object on one line without
 // its line feed; it is valid until row returns. An error of either ends it.
 func (d *DB) Dump(ctx context.Context, logs Logs, head func(Dump) error, row func(t Table, row []byte) error) error {
@@ -105,7 +105,7 @@ func backupTables(ctx context.Context, q querier, logs Logs) ([]Table, error) {
 			WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND (n.nspname = 'config' OR n.nspname = 'mail' AND $1
-			OR n.nspname = 'node' AND c.relname IN ('journal', 'journal_change'))
+			OR n.nspname = 'node' AND c.relname IN ('journal', 'journal_change', 'trimmed', 'trimmed_change'))
 		ORDER BY (n.nspname || '.' || c.relname) COLLATE "C"`, logs == WithLogs)
 	return all, err
 }

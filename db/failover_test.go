@@ -317,3 +317,112 @@ func tcpOption(t *testing.T, c net.Conn, option int) int {
 	}
 	return value
 }
+
+// The steps of a node's life are in a failover what a configuration commit is: made, or clearly not, and then they can be taken again.
+func TestAStepInAFailoverIsMadeOrClearlyNot(t *testing.T) {
+	epoch := config.Epoch{N: 2, Owner: 1}
+	for _, c := range []struct {
+		name string
+		// before is what comes before the step.
+		before func(ctx context.Context, d *db.DB) error
+		step   func(ctx context.Context, d *db.DB) error
+		// made says whether it was.
+		made func(s db.State) bool
+	}{
+		{"create", nil, createOne, func(s db.State) bool { return s.CID == 1 }},
+		{
+			"begin an epoch",
+			func(ctx context.Context, d *db.DB) error {
+				err := createOne(ctx, d)
+				if err == nil {
+					_, err = d.Promise(ctx, epoch)
+				}
+				return err
+			},
+			func(ctx context.Context, d *db.DB) error {
+				at, err := d.BeginEpoch(ctx, epoch, db.ByForce, author)
+				if err == nil && (at.Epoch != epoch || at.Serial == 0) {
+					return errors.New("it gives another position")
+				}
+				return err
+			},
+			func(s db.State) bool { return s.Position.Epoch == epoch },
+		},
+		{
+			"enter", nil,
+			func(ctx context.Context, d *db.DB) error {
+				return d.Enter(ctx, db.EnterParams{CID: 2, ClusterID: clusterID, Epoch: config.Epoch{N: 1, Owner: 1}})
+			},
+			func(s db.State) bool { return s.CID == 2 },
+		},
+		{
+			"promise", createOne,
+			func(ctx context.Context, d *db.DB) error {
+				_, err := d.Promise(ctx, epoch)
+				return err
+			},
+			func(s db.State) bool { return s.Promised == epoch },
+		},
+		{
+			"leave", createOne,
+			func(ctx context.Context, d *db.DB) error {
+				return d.Leave(ctx, db.LeaveParams{ClusterID: clusterID, NextKey: publicOf(nodeKey(5)), Author: author})
+			},
+			func(s db.State) bool { return s.CID == 0 },
+		},
+	} {
+		for _, reaches := range []bool{true, false} {
+			name := c.name + ", the answer is lost"
+			if !reaches {
+				name = c.name + ", the COMMIT never reaches the server"
+			}
+			t.Run(name, func(t *testing.T) {
+				p := pgtest.NewPair(t)
+				p.Sync()
+				r := newRelay(t, p.Primary.SocketDir)
+				d := openAs(t, p.DSN(p.Standby.SocketDir, r.dir), nodeKey(1))
+				put(t, d, "before.test")
+				if c.before != nil {
+					if err := c.before(t.Context(), d); err != nil {
+						t.Fatal(err)
+					}
+				}
+				done := make(chan struct{})
+				fault := func(h *heldCommit) {
+					defer close(done)
+					if reaches {
+						h.forward()
+						<-h.answered
+					}
+					p.Failover()
+					h.cut()
+				}
+				r.atCommit.Store(&fault)
+				err := c.step(t.Context(), d)
+				<-done
+				s, stateErr := d.State(t.Context())
+				if stateErr != nil {
+					t.Fatal(stateErr)
+				}
+				switch made := c.made(s); {
+				case err == nil && !made, err != nil && made:
+					t.Errorf("made: %v, and it gives %v", made, err)
+				case reaches && err != nil:
+					t.Errorf("the server had it: %v", err)
+				case err != nil && (!errors.Is(err, db.ErrDisconnected) || errors.Is(err, db.ErrInDoubt)):
+					t.Errorf("%v, want ErrDisconnected", err)
+				}
+				if err != nil {
+					if err := c.step(t.Context(), d); err != nil {
+						t.Errorf("again: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// createOne makes a node the first of a cluster.
+func createOne(ctx context.Context, d *db.DB) error {
+	return d.CreateCluster(ctx, db.CreateParams{ClusterID: clusterID, Node: member(1), CA: config.CA{Fingerprint: "SHA256:a", PublicKey: "x", CID: 1}})
+}

@@ -36,41 +36,43 @@ type Feed func(put func(table string, row []byte) error) error
 // transaction; what the backup knows of its cluster is left out, and its secrets are sealed anew for this node alone. ErrExists where the
 // node is in a cluster, ErrNewerBackup, ErrNoDataKey.
 func (d *DB) RestoreSingle(ctx context.Context, p RestoreParams, feed Feed) (config.Position, error) {
-	var s State
-	err := d.write(ctx, func(tx pgx.Tx) error {
-		if err := begin(ctx, tx, p.Author); err != nil {
-			return err
+	at, err := d.marked(ctx, func(tx pgx.Tx) (mark, error) {
+		if err := d.restoreIn(ctx, tx, p, feed); err != nil {
+			return mark{}, err
 		}
-		var apart []string
-		err := collect(ctx, tx, &apart, func(r pgx.Rows, t *string) error { return r.Scan(t) },
-			"SELECT 'config.' || t FROM node.tables() t WHERE node.of_cluster(t)")
-		if err != nil {
-			return err
-		}
-		tabs, err := stageBackup(ctx, tx, p.Dump, apart, feed)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "SELECT node.restore_single($1, $2)", tabs, p.Dump.State.Position.Serial); err != nil {
-			return err
-		}
-		k := d.ownKeyring()
-		k.open = func() (ed25519.PrivateKey, error) {
-			if p.NodeKey == nil {
-				return nil, fmt.Errorf("%w: the backup has no key of its node", ErrNoDataKey)
-			}
-			return p.NodeKey, nil
-		}
-		if err := (&Tx{tx: tx, db: d}).entitle(ctx, k); err != nil {
-			return err
-		}
-		s, err = readState(ctx, tx)
-		return err
+		return markNow(ctx, tx)
 	})
 	if err != nil {
 		return config.Position{}, fmt.Errorf("restore: %w", err)
 	}
-	return s.Position, nil
+	return at, nil
+}
+
+func (d *DB) restoreIn(ctx context.Context, tx pgx.Tx, p RestoreParams, feed Feed) error {
+	if err := begin(ctx, tx, p.Author); err != nil {
+		return err
+	}
+	var apart []string
+	err := collect(ctx, tx, &apart, func(r pgx.Rows, t *string) error { return r.Scan(t) },
+		"SELECT 'config.' || t FROM node.tables() t WHERE node.of_cluster(t) UNION VALUES ('node.trimmed'), ('node.trimmed_change')")
+	if err != nil {
+		return err
+	}
+	tabs, err := stageBackup(ctx, tx, p.Dump, apart, feed)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "SELECT node.restore_single($1, $2)", tabs, p.Dump.State.Position.Serial); err != nil {
+		return err
+	}
+	k := d.ownKeyring()
+	k.open = func() (ed25519.PrivateKey, error) {
+		if p.NodeKey == nil {
+			return nil, fmt.Errorf("%w: the backup has no key of its node", ErrNoDataKey)
+		}
+		return p.NodeKey, nil
+	}
+	return (&Tx{tx: tx, db: d}).entitle(ctx, k)
 }
 
 // RestoreIdentity makes a single node the member of the cluster that the backup is of, in one transaction: at position 0.0/0, without a

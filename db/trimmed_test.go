@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"mailproxy/config"
+	"mailproxy/db"
+	"mailproxy/internal/pgtest"
 )
 
 // manyDomains makes as many commits as psql would, one after the other; psql's are commits as ours are.
@@ -89,5 +91,40 @@ func TestTrimmedCommitsAreForgottenUpToWhatAllHold(t *testing.T) {
 	single.manyDomains(t, "s", 5)
 	if n := single.trimmed(t); n != 0 {
 		t.Errorf("a single node keeps %d", n)
+	}
+}
+
+// A backup has them, and with its identity a node can still set them aside; a single node has nobody to keep them for.
+func TestTrimmedCommitsComeBackWithTheIdentity(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "shared.test")
+	push(t, c[0], c[1])
+	c[0].manyDomains(t, "j", 1100)
+	kept := c[0].trimmed(t)
+	x := dump(t, c[0].DB, db.WithoutLogs)
+	dsn := pgtest.New(t)
+	single := &node{DB: openDSN(t, dsn), dsn: dsn}
+	if _, err := single.RestoreSingle(t.Context(), x.params(), x.feed); err != nil {
+		t.Fatal(err)
+	}
+	if n := single.trimmed(t); n != 0 {
+		t.Errorf("a single node keeps %d", n)
+	}
+	back := restored(t, x)
+	if n := back.trimmed(t); n != kept || n < 100 {
+		t.Errorf("%d came back, %d were there", n, kept)
+	}
+	promote(t, c[1], config.Epoch{N: 2, Owner: 2})
+	if s := push(t, c[1], back); s.Journalled != 1100 {
+		t.Errorf("%d commits were set aside", s.Journalled)
+	}
+	if n := one[int64](t, back.dsn, "SELECT count(*) FROM node.journal_change WHERE tab = 'domain'"); n != 1100 {
+		t.Errorf("with %d changes", n)
+	}
+	if err := back.Leave(t.Context(), db.LeaveParams{ClusterID: clusterID, NextKey: publicOf(nodeKey(9)), Author: author}); err != nil {
+		t.Fatal(err)
+	}
+	if n := back.trimmed(t); n != 0 {
+		t.Errorf("%d are left after a leave", n)
 	}
 }

@@ -14,3 +14,9 @@ CREATE TABLE config.secret_key (
     PRIMARY KEY (key_id, public_key)
 );
 COMMENT ON COLUMN config.secret_key.wrapped IS 'secret: sealed, and yet of no use in a history';
+
+-- Commits that were trimmed come back with a backup's identity, which makes a single node one of a cluster. Only a node that was in
+-- another one before has them from there.
+DROP TRIGGER other_cluster ON node.position;
+CREATE TRIGGER other_cluster AFTER UPDATE OF cluster_id ON node.position
+    FOR EACH ROW WHEN (OLD.cluster_id <> '' AND OLD.cluster_id <> NEW.cluster_id) EXECUTE FUNCTION node.other_cluster();
