@@ -92,6 +92,34 @@ func TestALeaveThatWasKilledGoesOn(t *testing.T) {
 	}
 }
 
+// What was secret stays so: a node that leaves opens what it knew, with a key that its cluster never saw, and the cluster goes on without it.
+func TestANodeThatLeavesKeepsItsSecrets(t *testing.T) {
+	nodes := newCluster(t, 2)
+	master, slave := nodes[0], nodes[1]
+	master.putSecret("dkim", "known to both")
+	inSync(t, nodes...)
+	if err := slave.operator().Leave(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	slave.wantSecret("dkim", "known to both")
+	for _, n := range nodes {
+		n.putSecret("dkim", "of "+n.local.Name)
+	}
+	for i, n := range nodes {
+		n.wantSecret("dkim", "of "+n.local.Name)
+		if _, err := openKeyOf(t, n, nodes[1-i]).Secret(t.Context(), "dkim"); !errors.Is(err, db.ErrNoDataKey) {
+			t.Errorf("%s's rows with the other's key: %v, want ErrNoDataKey", n.local.Name, err)
+		}
+	}
+	if err := slave.operator().Leave(t.Context(), nil); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("again: %v", err)
+	}
+	if _, err := slave.operator().Create(t.Context(), CreateParams{}); err != nil {
+		t.Fatal(err)
+	}
+	slave.wantSecret("dkim", "of mx2")
+}
+
 // A note that the last step did not remove says nothing about the next cluster.
 func TestANoteOfAnEarlierClusterDoesNotCount(t *testing.T) {
 	nodes := newCluster(t, 2)

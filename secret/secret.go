@@ -123,14 +123,9 @@ func (w Wrap) open(own ed25519.PrivateKey) (DataKey, error) {
 	if err != nil {
 		return k, err
 	}
-	key, err := io.ReadAll(io.LimitReader(r, int64(len(k.key))+1))
-	if err != nil {
-		return k, err
+	if _, err := io.ReadFull(r, k.key[:]); err != nil {
+		return DataKey{}, err
 	}
-	if len(key) != len(k.key) {
-		return k, fmt.Errorf("%d bytes in it", len(key))
-	}
-	copy(k.key[:], key)
 	if k.ID() != w.KeyID {
 		return DataKey{}, fmt.Errorf("it holds data key %s, not %s", k.ID(), w.KeyID)
 	}
