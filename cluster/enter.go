@@ -111,8 +111,9 @@ func (o *Operator) readyToJoin(ctx context.Context, p *JoinParams) (db.State, tu
 // A JoinOutlook is what a join would do.
 type JoinOutlook struct {
 	tunnel.JoinCheck
-	// Own is the configuration of this node, which it would destroy.
-	Own *config.Snapshot
+	// Own is the configuration of this node, which it would destroy, and Secrets how many secrets go with it.
+	Own     *config.Snapshot
+	Secrets int
 }
 
 // CheckJoin is Join as a dry run: all checks are made on both sides, and nothing is changed, here or there. The token stays unused.
@@ -134,7 +135,11 @@ func (o *Operator) CheckJoin(ctx context.Context, p JoinParams) (JoinOutlook, er
 		return JoinOutlook{}, err
 	}
 	own, err := o.DB.Load(ctx)
-	return JoinOutlook{JoinCheck: check, Own: own}, err
+	if err != nil {
+		return JoinOutlook{}, err
+	}
+	secrets, err := o.DB.SecretNames(ctx)
+	return JoinOutlook{JoinCheck: check, Own: own, Secrets: len(secrets)}, err
 }
 
 // sameJoin refuses to finish a join at another cluster, or as another node, than it was begun.

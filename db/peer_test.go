@@ -49,6 +49,7 @@ func TestWhatPeersMayNotDo(t *testing.T) {
 	push(t, c[0], c[1])
 	refused := map[string]string{
 		"SELECT * FROM config.secret":                          "42501",
+		"SELECT * FROM config.secret_key":                      "42501",
 		"SELECT * FROM config.domain":                          "42501",
 		"SELECT * FROM node.position":                          "42501",
 		"SELECT * FROM node.journal":                           "42501",

@@ -101,9 +101,11 @@ func (s *store) announce(c *cli.Context, b *backup.Backup) {
 	fmt.Fprintf(w, "in it: %s\n", clean(rowsOf(b)))
 	ctx, cancel := context.WithTimeout(c.Context, commandTimeout)
 	defer cancel()
-	if here, err := s.Load(ctx); err == nil { // what fails here fails again, with more to say
-		fmt.Fprintf(w, "overwritten: the configuration here at %v, with %d domains, %d transports, %d networks, %d settings, and its history\n",
-			here.Position, len(here.Domains), len(here.Transports), len(here.Networks), len(here.Settings))
+	here, err := s.Load(ctx)
+	secrets, secretsErr := s.SecretNames(ctx)
+	if err == nil && secretsErr == nil { // what fails here fails again, with more to say
+		fmt.Fprintf(w, "overwritten: the configuration here at %v, with %d domains, %d transports, %d networks, %d settings, %d secrets, and its history\n",
+			here.Position, len(here.Domains), len(here.Transports), len(here.Networks), len(here.Settings), len(secrets))
 	}
 	if !c.Bool("identity") {
 		fmt.Fprintln(w, "left out: cluster and node identity, the node file")

@@ -16,7 +16,8 @@ func deleteCommand() *cli.Command {
 		Usage:     "take a node out of the cluster for ever",
 		ArgsUsage: "CID",
 		Description: "Run it on the master; the node may be dead. Its keys stop working on every node in reach within a second, its connections are cut, " +
-			"and its CID is never given again. Mail that is queued on it stays there. Lists the secrets that it knew, to be changed.",
+			"and its CID is never given again. Mail that is queued on it stays there. The secrets are sealed anew, so that it opens none that is " +
+			"set from now on; those that it knew are listed, to be changed.",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, "CID")

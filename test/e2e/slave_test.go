@@ -24,7 +24,7 @@ func TestWhatASlaveMayNotDoInTheMastersDatabase(t *testing.T) {
 		}
 		for _, sql := range []string{
 			"UPDATE config.domain SET comment = 'x'", "INSERT INTO config.setting VALUES ('max_errors', '1')", "DELETE FROM config.node",
-			"TRUNCATE config.domain", "SELECT * FROM config.secret", "SELECT * FROM config.domain", "SELECT * FROM config.token",
+			"TRUNCATE config.domain", "SELECT * FROM config.secret", "SELECT * FROM config.secret_key", "SELECT * FROM config.domain", "SELECT * FROM config.token",
 			"SET ROLE mailproxy", "SET ROLE push_2", "SET SESSION AUTHORIZATION mailproxy", "SET session_replication_role = replica",
 			"COPY (SELECT 1) TO PROGRAM 'id'", "CREATE TEMP TABLE x (a int)", "CREATE TABLE public.x (a int)",
 			"SELECT pg_read_file('/etc/passwd')", "UPDATE node.position SET promised_n = 9",
