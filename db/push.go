@@ -74,6 +74,9 @@ func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress func(rows i
 		if err := mayPush(here, there); err != nil {
 			return err
 		}
+		if err := stillMember(ctx, tx, there); err != nil {
+			return err
+		}
 		if here.Position == there.Position && !whole {
 			return p.Heartbeat(ctx, here.Position)
 		}
@@ -141,6 +144,19 @@ func mayPush(here State, there peerState) error {
 		return fmt.Errorf("%w: %v", ErrStale, there.Promised)
 	case there.Position.Epoch == here.Position.Epoch && there.Position.Serial > here.Position.Serial:
 		return fmt.Errorf("%w: %v, we are at %v", ErrAhead, there.Position, here.Position)
+	}
+	return nil
+}
+
+// stillMember refuses a peer that the state which would be pushed does not have as a member: a deleted node shall not hear of what came
+// with its delete, and one that leaves keeps the secrets as it could open them. Its tunnel may not be cut yet.
+func stillMember(ctx context.Context, tx pgx.Tx, there peerState) error {
+	var member bool
+	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM config.node WHERE cid = $1)", there.CID).Scan(&member); err != nil {
+		return err
+	}
+	if !member {
+		return fmt.Errorf("%w: CID %d was deleted", ErrNotMember, there.CID)
 	}
 	return nil
 }

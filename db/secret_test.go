@@ -132,6 +132,10 @@ func TestADeletedNodeOpensNothingThatIsSetLater(t *testing.T) {
 	if wantHolders(t, c[0], 1, 2) == before {
 		t.Error("the data key is still the one that the deleted node knows")
 	}
+	at := c[2].state(t).Position
+	if _, err := c[0].Push(t.Context(), peer(t, c[2], 1), nil); !errors.Is(err, db.ErrNotMember) || c[2].state(t).Position != at {
+		t.Errorf("a push to the deleted node, before its tunnel is cut: %v, it is at %v, was at %v", err, c[2].state(t).Position, at)
+	}
 	putSecret(t, c[0], "dkim", "new")
 	push(t, c[0], c[1])
 	for _, n := range c[:2] {
