@@ -16,6 +16,7 @@ BIN     := $(DESTDIR)$(PREFIX)/bin
 MAN     := $(DESTDIR)$(PREFIX)/share/man
 COMPLETION := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 UNITS   := $(DESTDIR)/etc/systemd/system
+LIBEXEC := $(DESTDIR)$(PREFIX)/libexec
 
 GOLANGCI_VERSION := v2.15.0
 # The one that is installed, if it is that version; else our own in bin/.
@@ -28,6 +29,13 @@ ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo 'sudo env "PATH=$$PATH" "GOFLAGS=$
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mailproxy ./cmd/pmgcm
+
+# The one program in C, and the one that root runs: it asks PAM for root's password. Only it needs a C compiler.
+PAM_HELPER := bin/mailproxy-pam
+$(PAM_HELPER): cmd/mailproxy-pam/main.c
+	scripts/deps pam
+	mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fPIE -pie -fstack-protector-strong -D_FORTIFY_SOURCE=2 -Wl,-z,relro,-z,now -o $@ $< -lpam
 
 # What scripts/lab runs.
 lab:
@@ -92,13 +100,17 @@ man-check: build
 		bin/$${page%.*} man man/$$page.in | diff -u man/$$page - || { echo "man/$$page is out of date: run make man" >&2; exit 1; }; \
 	done
 
-install: build
-	install -d $(BIN) $(MAN)/man1 $(MAN)/man8 $(COMPLETION) $(UNITS)
+install: build $(PAM_HELPER)
+	install -d $(BIN) $(LIBEXEC) $(MAN)/man1 $(MAN)/man8 $(COMPLETION) $(UNITS) $(DESTDIR)/etc/pam.d
 	install -m 755 bin/mailproxy bin/pmgcm $(BIN)
+	install -m 755 $(PAM_HELPER) $(LIBEXEC)
+	[ -e $(DESTDIR)/etc/pam.d/mailproxy ] || install -m 644 systemd/mailproxy.pam $(DESTDIR)/etc/pam.d/mailproxy
 	install -m 644 man/pmgcm.1 $(MAN)/man1
 	install -m 644 man/mailproxy.8 $(MAN)/man8
 	for name in mailproxy pmgcm; do sed "s/@NAME@/$$name/g" scripts/completion.bash >$(COMPLETION)/$$name; done
-	sed 's|@BIN@|$(PREFIX)/bin|g' systemd/mailproxy.service >$(UNITS)/mailproxy.service
+	for unit in mailproxy.service mailproxy-pam.socket mailproxy-pam@.service; do \
+		sed 's|@BIN@|$(PREFIX)/bin|g; s|@LIBEXEC@|$(PREFIX)/libexec|g' systemd/$$unit >$(UNITS)/$$unit; \
+	done
 	@if [ -z '$(DESTDIR)' ]; then \
 		getent passwd mailproxy >/dev/null || \
 			useradd --system --home-dir /var/lib/mailproxy --no-create-home --shell /usr/sbin/nologin --user-group mailproxy; \

@@ -52,7 +52,7 @@ func (n *Node) checkJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.Jo
 		return tunnel.JoinCheck{}, err
 	}
 	check := tunnel.JoinCheck{ClusterID: st.ClusterID, Position: st.Position, Rows: rows}
-	_, err = n.o.DB.Commit(ctx, joinAuthor(req.Node), func(ctx context.Context, tx *db.Tx) error {
+	_, err = n.o.DB.Commit(ctx, joinAuthor(req), func(ctx context.Context, tx *db.Tx) error {
 		e, err := n.enrol(ctx, tx, req)
 		if err != nil {
 			return err
@@ -71,11 +71,15 @@ func (n *Node) checkJoin(ctx context.Context, req tunnel.JoinRequest) (tunnel.Jo
 	return check, nil
 }
 
-func joinAuthor(node config.Node) db.Author {
-	return db.Author{Who: "node " + node.Name, Command: "pmgcm join"}
+func joinAuthor(req tunnel.JoinRequest) db.Author {
+	a := db.Author{Who: "node " + req.Node.Name, Command: "pmgcm join"}
+	if req.Password != "" {
+		a.Command += " with root's password"
+	}
+	return a
 }
 
-// mayAdmit makes the checks that need no transaction, and gives about how many rows a new node will be pushed.
+// mayAdmit makes the checks that need no transaction, that of a password at last, and gives about how many rows a new node will be pushed.
 func (n *Node) mayAdmit(ctx context.Context, req tunnel.JoinRequest) (db.State, int64, error) {
 	if req.Node.Name == "" || req.Node.UUID == "" {
 		return db.State{}, 0, fmt.Errorf("%w: no name or no UUID", ErrBadRequest)
@@ -90,8 +94,12 @@ func (n *Node) mayAdmit(ctx context.Context, req tunnel.JoinRequest) (db.State, 
 		return st, 0, n.notMaster(st)
 	}
 	rows, schema, err := n.o.DB.Size(ctx)
-	if err == nil && req.Schema != 0 && req.Schema < schema {
+	switch {
+	case err != nil:
+	case req.Schema != 0 && req.Schema < schema:
 		err = fmt.Errorf("%w: schema %d here, %d on the master", ErrOlderVersion, req.Schema, schema)
+	case req.Password != "":
+		err = n.checkPassword(ctx, req)
 	}
 	return st, rows, err
 }
@@ -103,15 +111,17 @@ type enrolment struct {
 	again bool // the same key was let in before
 }
 
-// enrol takes the token and writes the node's row.
+// enrol takes the token, where mayAdmit has not seen the password instead, and writes the node's row.
 func (n *Node) enrol(ctx context.Context, tx *db.Tx, req tunnel.JoinRequest) (enrolment, error) {
 	e := enrolment{node: req.Node}
 	var err error
 	if e.snap, err = tx.Snapshot(ctx); err != nil {
 		return e, err
 	}
-	if err := tx.TakeToken(ctx, tokenHash(req.Token), e.node.PublicKey); err != nil {
-		return e, err
+	if req.Password == "" {
+		if err := tx.TakeToken(ctx, tokenHash(req.Token), e.node.PublicKey); err != nil {
+			return e, err
+		}
 	}
 	if e.node.CID, e.again, err = place(e.snap, e.node); err != nil {
 		return e, err
@@ -138,7 +148,7 @@ func (n *Node) admit(ctx context.Context, req tunnel.JoinRequest) (reply tunnel.
 		return reply, false, err
 	}
 	var e enrolment
-	reply.Position, err = n.o.DB.Commit(ctx, joinAuthor(req.Node), func(ctx context.Context, tx *db.Tx) error {
+	reply.Position, err = n.o.DB.Commit(ctx, joinAuthor(req), func(ctx context.Context, tx *db.Tx) error {
 		var err error
 		if e, err = n.enrol(ctx, tx, req); err != nil {
 			return err
@@ -205,6 +215,11 @@ const (
 	codeOlderVersion tunnel.JoinCode = "older_version"
 	codeNoLease      tunnel.JoinCode = "no_lease"
 	codeNoDataKey    tunnel.JoinCode = "no_data_key"
+
+	codeWrongPassword     tunnel.JoinCode = "wrong_password"
+	codePasswordsOff      tunnel.JoinCode = "passwords_off"
+	codePasswordUnchecked tunnel.JoinCode = "password_unchecked"
+	codeManyPasswords     tunnel.JoinCode = "many_passwords"
 )
 
 // joinCodes are the refusals of a join; both sides read this table.
@@ -226,6 +241,10 @@ var joinCodes = []struct {
 	{codeOlderVersion, ErrOlderVersion, ErrOlderVersion},
 	{codeNoLease, db.ErrNoLease, ErrMasterAlone},
 	{codeNoDataKey, db.ErrNoDataKey, ErrNoDataKey},
+	{codeWrongPassword, ErrWrongPassword, ErrWrongPassword},
+	{codePasswordsOff, ErrPasswordsOff, ErrPasswordsOff},
+	{codePasswordUnchecked, ErrPasswordUnchecked, ErrPasswordUnchecked},
+	{codeManyPasswords, ErrManyPasswords, ErrManyPasswords},
 	{tunnel.CodeBadRequest, ErrBadRequest, ErrBadRequest},
 	{tunnel.CodeOtherIdentity, tunnel.ErrOtherIdentity, ErrBadRequest},
 	{tunnel.CodeTooMany, tunnel.ErrTooManyJoins, ErrTooManyJoins},

@@ -23,8 +23,10 @@ type JoinParams struct {
 	Address string
 	// Fingerprint is that of the master's key, "SHA256:…"; empty: Confirm is asked.
 	Fingerprint string
-	// Token is the one-time token that join-cmd printed.
+	// Token is the one-time token that join-cmd printed; empty: Password is asked.
 	Token string
+	// Password gives root's password on the master. It is asked once the master's key is known to be the right one.
+	Password func() (string, error)
 	// Confirm shows the fingerprint that was found and gives the operator's word for it. Nothing secret is sent before.
 	Confirm func(fingerprint string) bool
 }
@@ -104,8 +106,24 @@ func (o *Operator) readyToJoin(ctx context.Context, p *JoinParams) (db.State, tu
 	if err := o.mayJoin(st, *p); err != nil {
 		return st, req, err
 	}
-	_, req.Schema, err = o.DB.Size(ctx)
+	if _, req.Schema, err = o.DB.Size(ctx); err != nil {
+		return st, req, err
+	}
+	if p.Token == "" && p.Password != nil {
+		req.Password, err = o.askPassword(ctx, p)
+	}
 	return st, req, err
+}
+
+// askPassword asks the operator for root's password there, and pins the master's key before.
+func (o *Operator) askPassword(ctx context.Context, p *JoinParams) (password string, err error) {
+	if p.Fingerprint, err = tunnel.Pin(ctx, p.Address, p.Fingerprint, p.Confirm); err != nil {
+		return "", o.joinFailed(p.Address, err)
+	}
+	if password, err = p.Password(); err == nil && password == "" {
+		err = ErrWrongPassword // the master would take it for a token that is missing
+	}
+	return password, err
 }
 
 // A JoinOutlook is what a join would do.

@@ -82,6 +82,14 @@ var (
 	ErrTokenUsed = errors.New("token already used")
 	// ErrTokenExpired: the token is too old.
 	ErrTokenExpired = errors.New("token expired")
+	// ErrWrongPassword: it is not root's on the master, or root may not log in there.
+	ErrWrongPassword = errors.New("wrong password")
+	// ErrPasswordsOff: the setting join_password is no.
+	ErrPasswordsOff = errors.New("this cluster takes no passwords")
+	// ErrPasswordUnchecked: mailproxy-pam does not answer on the master.
+	ErrPasswordUnchecked = errors.New("the master cannot check passwords")
+	// ErrManyPasswords: there were too many wrong passwords, from here or in all.
+	ErrManyPasswords = errors.New("too many wrong passwords")
 	// ErrKeyRevoked: the joining node's key is that of a deleted node.
 	ErrKeyRevoked = errors.New("this node's key belongs to a deleted node")
 	// ErrNameTaken: another member has that name.

@@ -33,6 +33,9 @@ type Options struct {
 	Starting func() bool
 	// Draining says how the node takes no mail by an operator's wish; nil while it does. May be nil.
 	Draining func() *Draining
+	// CheckPassword asks whether a password, which came from that address, is root's on this host: ErrWrongPassword, or why it cannot
+	// be said. Nil: it cannot.
+	CheckPassword func(ctx context.Context, from, password string) error
 	// Timing: what is zero takes its default.
 	Timing Timing
 	Log    zerolog.Logger
@@ -96,6 +99,8 @@ type Node struct {
 	heard chan struct{}
 	// forgotten is when copies of trimmed commits were last dropped; the role loop's alone.
 	forgotten forgotten
+	// guesses slows down who tries passwords.
+	guesses guesses
 
 	mu sync.Mutex // guards the rest
 	// state is the last that was read, stateErr why the last reading failed, stateAt when it last succeeded.

@@ -43,6 +43,8 @@ type Values struct {
 	RefuseBareNewlines bool
 	// Tunnel is what carries the connections between nodes.
 	Tunnel TunnelKind
+	// JoinPassword lets a node join by root's password on the master.
+	JoinPassword bool
 }
 
 // TunnelKind is what carries the SSH connections between nodes.
@@ -112,6 +114,8 @@ func settingTable() []setting {
 		{SettingInfo{"refuse_bare_newlines", "no", "end a session whose message has a bare CR or LF, instead of normalising it"},
 			boolean(func(v *Values) *bool { return &v.RefuseBareNewlines })},
 		{SettingInfo{"tunnel", "ssh", "what nodes reach each other by: ssh, or wireguard around it (UDP, same port)"}, setTunnel},
+		{SettingInfo{"join_password", "yes", "let nodes join by root's password where mailproxy-pam.socket is enabled on the master"},
+			boolean(func(v *Values) *bool { return &v.JoinPassword })},
 	}
 	slices.SortFunc(table, func(a, b setting) int { return cmp.Compare(a.Name, b.Name) })
 	return table

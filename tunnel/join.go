@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/crypto/ssh"
 
@@ -29,9 +30,11 @@ const (
 
 // JoinRequest is what a node that wants to join says of itself. Node has CID 0; its PublicKey must be the key of the connection.
 type JoinRequest struct {
-	Version int         `json:"version"`
-	Token   string      `json:"token"`
-	Node    config.Node `json:"node"`
+	Version int    `json:"version"`
+	Token   string `json:"token"`
+	// Password is root's on the answering host, instead of a token.
+	Password string      `json:"password,omitempty"`
+	Node     config.Node `json:"node"`
 	// DryRun asks whether a join would be let in, and changes nothing: see CheckJoin.
 	DryRun bool `json:"dry_run,omitempty"`
 	// Schema is the newest migration of the node's database; 0: not said.
@@ -159,6 +162,9 @@ func decodeRequest(data []byte) (JoinRequest, error) {
 	if r.Node.CID != 0 {
 		return r, fmt.Errorf("%w: it has a CID", ErrBadRequest)
 	}
+	if err := checkPassword(r); err != nil {
+		return r, err
+	}
 	if len(r.Node.Services) > 16 {
 		return r, fmt.Errorf("%w: %d services", ErrBadRequest, len(r.Node.Services))
 	}
@@ -177,6 +183,22 @@ func decodeRequest(data []byte) (JoinRequest, error) {
 		return r, fmt.Errorf("%w: public key: %w", ErrBadRequest, err)
 	}
 	return r, nil
+}
+
+// maxPassword bounds a password in octets, as PAM does (PAM_MAX_RESP_SIZE).
+const maxPassword = 512
+
+// checkPassword refuses what cannot be typed, without showing it.
+func checkPassword(r JoinRequest) error {
+	switch {
+	case r.Password != "" && r.Token != "":
+		return fmt.Errorf("%w: both a token and a password", ErrBadRequest)
+	case len(r.Password) > maxPassword:
+		return fmt.Errorf("%w: password is longer than %d bytes", ErrBadRequest, maxPassword)
+	case strings.ContainsFunc(r.Password, unicode.IsControl):
+		return fmt.Errorf("%w: password has control characters", ErrBadRequest)
+	}
+	return nil
 }
 
 // versionOf is the version of the exchange that a request is made in.
@@ -317,14 +339,10 @@ func CheckJoin(ctx context.Context, addr, fingerprint string, key *Key, req Join
 func askJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRequest, confirm func(fingerprint string) bool, c timing,
 ) ([]byte, ssh.PublicKey, error) {
 	if fingerprint == "" {
-		found, err := HostFingerprint(ctx, addr)
-		if err != nil {
+		var err error
+		if fingerprint, err = Pin(ctx, addr, "", confirm); err != nil {
 			return nil, nil, err
 		}
-		if confirm == nil || !confirm(found) {
-			return nil, nil, fmt.Errorf("%w: %s at %s", ErrNotConfirmed, found, addr)
-		}
-		fingerprint = found
 	}
 	req.Version = versionOf(req)
 	req.Node.CID, req.Node.PublicKey = 0, key.Public()
@@ -339,7 +357,7 @@ func askJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRe
 	var host ssh.PublicKey
 	pinned := func(_ string, _ net.Addr, presented ssh.PublicKey) error {
 		if found := ssh.FingerprintSHA256(presented); found != fingerprint {
-			return fmt.Errorf("%w: %s has %s, not %s", ErrFingerprint, addr, found, fingerprint)
+			return otherKey(addr, found, fingerprint)
 		}
 		host = presented
 		return nil
@@ -351,6 +369,25 @@ func askJoin(ctx context.Context, addr, fingerprint string, key *Key, req JoinRe
 		return nil, nil, fmt.Errorf("join at %s: %w", addr, err)
 	}
 	return answer, host, nil
+}
+
+// Pin gives the fingerprint of the host key at addr: the one that is wanted, or, where that is empty, one that confirm said yes to.
+// Another one is ErrFingerprint, a no ErrNotConfirmed.
+func Pin(ctx context.Context, addr, wanted string, confirm func(fingerprint string) bool) (string, error) {
+	found, err := HostFingerprint(ctx, addr)
+	switch {
+	case err != nil:
+		return "", err
+	case wanted != "" && found != wanted:
+		return "", otherKey(addr, found, wanted)
+	case wanted == "" && (confirm == nil || !confirm(found)):
+		return "", fmt.Errorf("%w: %s at %s", ErrNotConfirmed, found, addr)
+	}
+	return found, nil
+}
+
+func otherKey(addr, found, wanted string) error {
+	return fmt.Errorf("%w: %s has %s, not %s", ErrFingerprint, addr, found, wanted)
 }
 
 // HostFingerprint gives the fingerprint of the host key at addr; who has it is not proven.

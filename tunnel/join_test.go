@@ -406,6 +406,50 @@ func newKeyAt(t testing.TB, dir string) *Key {
 	return k
 }
 
+func TestAPasswordIsWhatCanBeTyped(t *testing.T) {
+	k := newKey(t)
+	for _, c := range []struct {
+		name, password, token string
+		ok                    bool
+	}{
+		{"any characters", "ä b€c\"\\", "", true},
+		{"the longest", strings.Repeat("x", maxPassword), "", true},
+		{"longer", strings.Repeat("x", maxPassword+1), "", false},
+		{"two lines", "secret\nline", "", false},
+		{"a NUL", "secret\x00line", "", false},
+		{"beside a token", "secret", "t", false},
+	} {
+		r := request(k)
+		r.Version, r.Token, r.Password, r.Node.PublicKey = joinVersion, c.token, c.password, k.Public()
+		got, err := decodeRequest(must(json.Marshal(r)))
+		if (err == nil) != c.ok || c.ok && got.Password != c.password || err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+func TestAKeyIsPinnedBeforeAnythingIsAsked(t *testing.T) {
+	m, _ := master(t, &[]JoinRequest{})
+	yes := func(string) bool { return true }
+	no := func(string) bool { return false }
+	for _, c := range []struct {
+		name, wanted string
+		confirm      func(string) bool
+		want         error
+	}{
+		{"the wanted one", m.key.Fingerprint(), no, nil},
+		{"another one", newKey(t).Fingerprint(), yes, ErrFingerprint},
+		{"a yes", "", yes, nil},
+		{"a no", "", no, ErrNotConfirmed},
+		{"nobody to ask", "", nil, ErrNotConfirmed},
+	} {
+		found, err := Pin(t.Context(), m.addr, c.wanted, c.confirm)
+		if !errors.Is(err, c.want) || err == nil && found != m.key.Fingerprint() {
+			t.Errorf("%s: %s, %v", c.name, found, err)
+		}
+	}
+}
+
 // A node of a version without dry runs wants version 1, and must not take one for a join.
 func TestADryRunIsOfAnotherVersionOfTheExchange(t *testing.T) {
 	k := newKey(t)

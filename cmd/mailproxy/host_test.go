@@ -170,17 +170,47 @@ func TestTheUnitIsHardened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "mailproxy.service")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(unit), "@BIN@", "/usr/bin")), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", file).CombinedOutput()
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
+	wantHardened(t, "mailproxy.service", 20)
 	for _, want := range []string{"Type=notify", "KillMode=mixed", "StateDirectory=mailproxy", "RuntimeDirectory=mailproxy"} {
 		if !strings.Contains(string(unit), want+"\n") {
 			t.Errorf("no %s in the unit", want)
+		}
+	}
+}
+
+// wantHardened wants a unit to be no more exposed than that, in tenths (systemd-analyze(1), security).
+func wantHardened(t *testing.T, name string, most int) {
+	t.Helper()
+	unit, err := os.ReadFile(filepath.Join("..", "..", "systemd", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), name)
+	text := strings.NewReplacer("@BIN@", "/usr/bin", "@LIBEXEC@/mailproxy-pam", "/bin/true").Replace(string(unit))
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("systemd-analyze", "security", "--offline=true", fmt.Sprintf("--threshold=%d", most), "--no-pager", file).CombinedOutput()
+	if err != nil {
+		t.Errorf("%s: %v\n%s", name, err, out)
+	}
+}
+
+// The socket is where the daemon looks, for its group alone, and a daemon that was taken over cannot guess as fast as it likes.
+func TestTheHelperIsForTheDaemonAlone(t *testing.T) {
+	wantHardened(t, "mailproxy-pam@.service", 20)
+	for name, lines := range map[string][]string{
+		"mailproxy-pam.socket":   {"ListenStream=" + pamSocket, "SocketUser=root", "SocketGroup=" + config.DefaultUser, "SocketMode=0660", "Accept=yes", "MaxConnections=2"},
+		"mailproxy-pam@.service": {"StandardInput=socket", "StandardOutput=socket", "CapabilityBoundingSet=CAP_AUDIT_WRITE", "NoNewPrivileges=yes", "LimitCORE=0"},
+	} {
+		unit, err := os.ReadFile(filepath.Join("..", "..", "systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range lines {
+			if !strings.Contains(string(unit), "\n"+want+"\n") {
+				t.Errorf("no %s in %s", want, name)
+			}
 		}
 	}
 }

@@ -87,8 +87,11 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Problems: d.problems,
 		Starting: d.starting,
 		Draining: func() *cluster.Draining { return d.drain.status() },
-		Log:      log,
-		Now:      now,
+		CheckPassword: func(ctx context.Context, from, password string) error {
+			return checkRootPassword(ctx, pamSocket, from, password)
+		},
+		Log: log,
+		Now: now,
 	})
 	d.config.tunnel, d.config.node, d.config.keyDir = d.tunnel, d.node, local.KeyDir()
 	return d, nil

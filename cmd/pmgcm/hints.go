@@ -8,6 +8,7 @@ import (
 
 	"mailproxy/cluster"
 	"mailproxy/db"
+	"mailproxy/internal/askpass"
 	"mailproxy/tunnel"
 )
 
@@ -54,6 +55,10 @@ var hints = []struct {
 	{cluster.ErrTokenUnknown, `run "pmgcm join-cmd" on the master and paste the line that it prints`},
 	{cluster.ErrTokenUsed, `a token is good for one node: run "pmgcm join-cmd" on the master again`},
 	{cluster.ErrTokenExpired, `run "pmgcm join-cmd" on the master again, and the line that it prints within the hour`},
+	{cluster.ErrWrongPassword, `it is root's on the master that is wanted; or run "pmgcm join-cmd" there and paste the line that it prints`},
+	{cluster.ErrPasswordsOff, `run "pmgcm join-cmd" on the master and paste the line that it prints; or "mailproxy setting set join_password yes" there`},
+	{cluster.ErrPasswordUnchecked, `on the master: "systemctl enable --now mailproxy-pam.socket"; or "pmgcm join-cmd", and paste the line that it prints`},
+	{cluster.ErrManyPasswords, `wait so long; or run "pmgcm join-cmd" on the master and paste the line that it prints`},
 	{cluster.ErrKeyRevoked, `to enter again as a new node, stop the daemon, remove the keys directory under the state directory, and join`},
 	{cluster.ErrNameTaken, `take another name (before a join: in this node's file, then restart the daemon), or "pmgcm delete CID" the node that has it`},
 	{cluster.ErrAddressTaken, `take another address (before a join: in this node's file, then restart the daemon), or "pmgcm delete CID" the node that has it`},
@@ -72,6 +77,7 @@ var hints = []struct {
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
 	{db.ErrInDoubt, `once the database answers, "mailproxy config history" shows whether that configuration is there`},
 	{db.ErrDisconnected, `run it again; "pmgcm status" says whether the database is there`},
+	{askpass.ErrReadable, `chmod 600 the file`},
 	{tunnel.ErrKeyMode, `chmod 600 the key file`},
 	{tunnel.ErrBadKey, `put the key file back from a backup; "pmgcm status" says what else can be done`},
 	{fs.ErrPermission, `run it as root`},

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -63,13 +64,22 @@ case "$*" in
 "enable --now mailproxy" | "start mailproxy")
 	setsid mailproxy serve </dev/null >>/var/lib/mailproxy.log 2>&1 &
 	until mailproxy domain list >/dev/null 2>&1; do sleep 0.1; done ;;
+"enable --now mailproxy-pam.socket") # as its two units say
+	setsid systemd-socket-activate --accept --inetd -l /run/mailproxy-pam.sock /mnt/mailproxy-pam </dev/null >>/var/lib/mailproxy-pam.log 2>&1 &
+	until [ -S /run/mailproxy-pam.sock ]; do sleep 0.1; done
+	chown root:mailproxy /run/mailproxy-pam.sock && chmod 660 /run/mailproxy-pam.sock ;;
 *) echo "systemctl $*: not in these tests" >&2; exit 1 ;;
 esac
 `
 
+// hostsMade is held by the test whose hosts there are: all have the same names.
+var hostsMade sync.Mutex
+
 // newHosts makes a network and n hosts on it: mx1 at 192.0.2.11, …
 func newHosts(t testing.TB, n int) map[string]*host {
 	t.Helper()
+	hostsMade.Lock()
+	t.Cleanup(hostsMade.Unlock)
 	dir, err := shortDir()
 	if err != nil {
 		t.Fatal(err)
