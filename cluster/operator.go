@@ -32,6 +32,8 @@ type Operator struct {
 	Author db.Author
 	// Say shows a line of progress; nil: none is shown.
 	Say func(line string)
+	// Progress shows how far the push to a node is, in rows; nil: it is not shown. It may be called by several goroutines at once.
+	Progress func(node config.Node, sent, of int64)
 	// Patience bounds how long a command waits for other nodes to know of what it did: 0 is 10 s.
 	Patience time.Duration
 

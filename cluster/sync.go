@@ -95,7 +95,7 @@ func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node
 	}
 	var all sync.WaitGroup
 	for i := range out {
-		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node.CID, o.DB.Push) })
+		all.Go(func() { out[i].Stats, out[i].Err = o.pushTo(ctx, out[i].Node, o.DB.Push) })
 	}
 	all.Wait()
 	for _, s := range out {
@@ -137,7 +137,7 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	if full {
 		push = o.DB.PushFull
 	}
-	done.Stats, err = o.pushTo(ctx, cid, push)
+	done.Stats, err = o.pushTo(ctx, node, push)
 	return done, err
 }
 
@@ -152,15 +152,18 @@ func (o *Operator) verifiedState(ctx context.Context, cid config.CID) (db.State,
 	return o.peerState(ctx, cid)
 }
 
-type pushFunc func(ctx context.Context, p *db.Peer, progress func(rows int64)) (db.PushStats, error)
+type pushFunc func(ctx context.Context, p *db.Peer, progress db.Progress) (db.PushStats, error)
 
-func (o *Operator) pushTo(ctx context.Context, cid config.CID, push pushFunc) (db.PushStats, error) {
-	p, err := o.openPeerSoon(ctx, cid)
+func (o *Operator) pushTo(ctx context.Context, node config.Node, push pushFunc) (db.PushStats, error) {
+	p, err := o.openPeerSoon(ctx, node.CID)
 	if err != nil {
 		return db.PushStats{}, err
 	}
 	defer p.Close()
-	return push(ctx, p, nil)
+	if o.Progress == nil {
+		return push(ctx, p, nil)
+	}
+	return push(ctx, p, func(sent, of int64) { o.Progress(node, sent, of) })
 }
 
 // catchUp takes from the master that this node last heard of what is missing here.

@@ -358,7 +358,7 @@ func TestAPeerWithAnOlderSchemaIsNotPushedTo(t *testing.T) {
 	push(t, c[0], c[1]) // nothing to do: it is heard, and is in sync
 	before := c[1].state(t)
 	put(t, c[0].DB, "b.test")
-	for name, f := range map[string]func(context.Context, *db.Peer, func(int64)) (db.PushStats, error){"push": c[0].Push, "full push": c[0].PushFull} {
+	for name, f := range map[string]func(context.Context, *db.Peer, db.Progress) (db.PushStats, error){"push": c[0].Push, "full push": c[0].PushFull} {
 		if _, err := f(t.Context(), peer(t, c[1], 1), nil); !errors.Is(err, db.ErrNewer) || !strings.Contains(err.Error(), ", 900 here") {
 			t.Errorf("%s: %v", name, err)
 		}

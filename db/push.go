@@ -30,20 +30,23 @@ type PushStats struct {
 // InSync says whether there was nothing to do.
 func (s PushStats) InSync() bool { return s.From == s.To }
 
+// Progress is told how many rows of a push were sent so far, of how many; nil: nobody is. A push that has to begin again tells so by
+// less, or of another many. It is called by one goroutine at a time.
+type Progress func(sent, of int64)
+
 // Push brings a peer to this node's position: the rows that commits since the peer's position touched, or, where history does not
-// lead there or the outcome differs, whole tables whose digest differs. progress, unless nil, is told the rows sent so far. A peer
-// that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
+// lead there or the outcome differs, whole tables whose digest differs. A peer that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
 // ErrNewer; ErrOtherCluster.
-func (d *DB) Push(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+func (d *DB) Push(ctx context.Context, p *Peer, progress Progress) (PushStats, error) {
 	return d.pushAll(ctx, p, false, progress)
 }
 
 // PushFull is Push that sends every table whole, also to a peer in sync.
-func (d *DB) PushFull(ctx context.Context, p *Peer, progress func(rows int64)) (PushStats, error) {
+func (d *DB) PushFull(ctx context.Context, p *Peer, progress Progress) (PushStats, error) {
 	return d.pushAll(ctx, p, true, progress)
 }
 
-func (d *DB) pushAll(ctx context.Context, p *Peer, whole bool, progress func(rows int64)) (PushStats, error) {
+func (d *DB) pushAll(ctx context.Context, p *Peer, whole bool, progress Progress) (PushStats, error) {
 	start := time.Now()
 	before := p.sent.written.Load()
 	stats, err := d.push(ctx, p, whole, progress)
@@ -58,7 +61,7 @@ func (d *DB) pushAll(ctx context.Context, p *Peer, whole bool, progress func(row
 	return stats, nil
 }
 
-func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress func(rows int64)) (PushStats, error) {
+func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress Progress) (PushStats, error) {
 	// The peer's state is read before ours: what it holds of our epoch by then, we do too.
 	there, err := d.openForPush(ctx, p)
 	if err != nil {
@@ -181,7 +184,7 @@ type sending struct {
 	here     State
 	there    peerState
 	stats    *PushStats
-	progress func(rows int64)
+	progress Progress
 }
 
 func (s *sending) canDelta(ctx context.Context) (bool, error) {
@@ -234,7 +237,11 @@ func (s *sending) send(ctx context.Context, sql string, whole []string) error {
 		if _, err := tx.Exec(ctx, "SELECT node.begin_push($1, $2)", to.Epoch.N, s.here.ClusterID); err != nil {
 			return err
 		}
-		sent, err := copyRows(ctx, s.tx.Conn().PgConn(), tx.Conn().PgConn(), sql, s.progress)
+		told, err := s.counting(ctx, sql)
+		if err != nil {
+			return err
+		}
+		sent, err := copyRows(ctx, s.tx.Conn().PgConn(), tx.Conn().PgConn(), sql, told)
 		if err != nil {
 			return err
 		}
@@ -243,6 +250,18 @@ func (s *sending) send(ctx context.Context, sql string, whole []string) error {
 		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.push($1, $2, $3, $4, $5)", to.Epoch.N, s.here.ClusterID, to.Serial,
 			to.Digest[:], whole).Scan(&s.stats.Journalled, &touched)
 	})
+}
+
+// counting gives what copyRows tells of the rows of a query: they are counted before, where anybody wants to know.
+func (s *sending) counting(ctx context.Context, sql string) (func(rows int64), error) {
+	if s.progress == nil {
+		return nil, nil
+	}
+	var of int64
+	if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM ("+sql+") row_").Scan(&of); err != nil {
+		return nil, fmt.Errorf("count the rows to send: %w", err)
+	}
+	return func(rows int64) { s.progress(rows, of) }, nil
 }
 
 // copyBuffer is between the COPY streams: the server sends a message a row, and without it each would be a write.

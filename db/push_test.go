@@ -184,7 +184,7 @@ func TestAPromiseDuringAPushRefusesIt(t *testing.T) {
 	put(t, c[0].DB, "late.test")
 	before := c[1].state(t).Position
 	p := peer(t, c[1], 1)
-	_, err := c[0].Push(t.Context(), p, func(int64) {
+	_, err := c[0].Push(t.Context(), p, func(int64, int64) {
 		if _, err := c[1].Promise(context.Background(), config.Epoch{N: 2, Owner: 2}); err != nil {
 			t.Errorf("promise while rows are on their way: %v", err)
 		}
@@ -254,4 +254,29 @@ func loadDomain(t testing.TB, d *db.DB, name string) config.Domain {
 		t.Fatalf("no domain %s", name)
 	}
 	return s.Domains[i]
+}
+
+// A push of the touched rows, and one of whole tables, both say before the first row how many there will be.
+func TestAPushSaysHowFarItIs(t *testing.T) {
+	c := cluster(t, 2)
+	push(t, c[0], c[1])
+	c[0].sql(t, "INSERT INTO config.domain (name) SELECT 'd' || i || '.test' FROM generate_series(1, 20000) i")
+	p := peer(t, c[1], 1)
+	for _, one := range []struct {
+		name string
+		push func(context.Context, *db.Peer, db.Progress) (db.PushStats, error)
+	}{{"the touched rows", c[0].Push}, {"whole tables", c[0].PushFull}} {
+		var sent, of int64
+		told := 0
+		stats, err := one.push(t.Context(), p, func(now, all int64) {
+			if now < sent || of != 0 && all != of || now > all {
+				t.Errorf("%s: %d of %d after %d of %d", one.name, now, all, sent, of)
+			}
+			sent, of = now, all
+			told++
+		})
+		if err != nil || stats.Full != (one.name == "whole tables") || told < 3 || sent != stats.Rows || of != stats.Rows || of < 20000 {
+			t.Errorf("%s: told %d times, at last %d of %d; %+v, %v", one.name, told, sent, of, stats, err)
+		}
+	}
 }

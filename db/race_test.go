@@ -17,7 +17,7 @@ func TestAPushThatWasOvertakenTakesNothingBack(t *testing.T) {
 	push(t, c[0], c[1])
 	put(t, c[0].DB, "b.test")
 	overtaken := false
-	_, err := c[0].Push(t.Context(), peer(t, c[1], 1), func(int64) {
+	_, err := c[0].Push(t.Context(), peer(t, c[1], 1), func(int64, int64) {
 		if !overtaken {
 			overtaken = true
 			put(t, c[0].DB, "c.test")

@@ -18,7 +18,7 @@ func syncCommand() *cli.Command {
 		Name:  "sync",
 		Usage: "bring nodes to the master's configuration now",
 		Description: "Pushes need no command; this is for repairs, and for who does not want to wait.\n\n" +
-			"On the master: pushes to every slave and waits for the end; rows that were changed by hand there become a commit. --push CID pushes to one, with --full every table whatever the digests say.\n\n" +
+			"On the master: pushes to every slave and waits for the end, with a bar for each on a terminal; rows that were changed by hand there become a commit. --push CID pushes to one, with --full every table whatever the digests say.\n\n" +
 			"On a slave: takes what is missing from the master, and overwrites nothing. --pull overwrites this node with the master's configuration; " +
 			"--pull CID with that of another slave, while the master is away. --master_ip tells this node of a new master, which it normally learns of " +
 			"by itself.\n\n" +
@@ -46,6 +46,8 @@ func runSync(c *cli.Context) error {
 	}
 	return withOperator(c, "pmgcm sync", func(o *cluster.Operator) error {
 		var one cluster.Synced
+		shown := newProgress(c.App.Writer)
+		o.Progress = shown.note
 		switch {
 		case c.IsSet("master_ip"):
 			s, err := o.SyncWith(c.Context, c.String("master_ip"))
@@ -58,8 +60,10 @@ func runSync(c *cli.Context) error {
 			one, err = o.Pull(c.Context, cid, confirm)
 		case c.Bool("push"):
 			one, err = o.PushTo(c.Context, cid, c.Bool("full"), confirm)
+			shown.end()
 		default:
 			done, err := o.Sync(c.Context, confirm)
+			shown.end()
 			return errors.Join(err, printSynced(c.App.Writer, done))
 		}
 		if err != nil {
