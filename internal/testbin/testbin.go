@@ -30,7 +30,10 @@ func Main(m *testing.M, programs ...string) int {
 }
 
 // Build builds programs into a new directory that everyone may enter, and gives that.
-func Build(programs ...string) (dir string, err error) {
+func Build(programs ...string) (dir string, err error) { return BuildWith(nil, programs...) }
+
+// BuildWith is Build with more flags for the Go command.
+func BuildWith(flags []string, programs ...string) (dir string, err error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -46,7 +49,7 @@ func Build(programs ...string) (dir string, err error) {
 	if err = os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	args := []string{"build", "-o", dir + string(filepath.Separator)}
+	args := append([]string{"build", "-o", dir + string(filepath.Separator)}, flags...)
 	for _, p := range programs {
 		args = append(args, "./cmd/"+p)
 	}

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,8 @@ type Host struct {
 	Delay    string   `json:"delay,omitempty"`    // what is added to its round trips
 	Delayer  int      `json:"delayer,omitempty"`  // process that carries its frames
 	Skew     int64    `json:"skew,omitempty"`     // seconds
+
+	Bin string `json:"bin,omitempty"` // where its programs are; empty: where those of the lab are
 
 	PID int `json:"pid,omitempty"` // of the daemon that was started last
 
@@ -113,7 +116,7 @@ func (h *Host) unmount() error {
 // Command is a program on the host, with the node's file and its programs in reach.
 func (h *Host) Command(program string, args ...string) *exec.Cmd {
 	cmd := exec.Command("ip", append([]string{"netns", "exec", h.ID, program}, args...)...)
-	cmd.Env = append(os.Environ(), "PATH="+h.lab.state.Bin+":"+os.Getenv("PATH"), "MAILPROXY_CONFIG="+h.File, "SUDO_USER=")
+	cmd.Env = append(os.Environ(), "PATH="+cmp.Or(h.Bin, h.lab.state.Bin)+":"+os.Getenv("PATH"), "MAILPROXY_CONFIG="+h.File, "SUDO_USER=")
 	return cmd
 }
 
@@ -166,6 +169,11 @@ func (h *Host) psql(socketDir, sql string, login ...string) (string, error) {
 	args := append([]string{"-XAtq", "-h", socketDir, "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-c", sql}, login...)
 	out, err := exec.Command("psql", args...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
+}
+
+// Install gives the host the programs in bin; a daemon that runs goes on with those that it has.
+func (h *Host) Install(bin string) error {
+	return h.lab.change(func() { h.Bin = bin })
 }
 
 // Start starts the daemon, and returns when its control socket answers, which is when its listeners are open.
