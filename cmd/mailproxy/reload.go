@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -325,7 +326,21 @@ func (c *configuration) tried() bool {
 	return c.refused != nil || c.rules.Load() != nil
 }
 
+// maxRefusals is how many of the things that are wrong with a configuration status, health and log name: in rows that were written by
+// hand there may be more than anybody reads, or than an answer may hold.
+const maxRefusals = 20
+
+// fewer gives an error of at most so many lines, which says how many others there are.
+func fewer(err error, most int) error {
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) <= most {
+		return err
+	}
+	return fmt.Errorf("%s\nand %d more", strings.Join(lines[:most], "\n"), len(lines)-most)
+}
+
 func (c *configuration) refuse(s *config.Snapshot, err error) {
+	err = fewer(err, maxRefusals)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.refused = fmt.Errorf("configuration %v does not compile: %w", s.Position, err)
