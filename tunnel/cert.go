@@ -187,6 +187,14 @@ func (t *trust) check(presented ssh.PublicKey, kind uint32, cid config.CID) erro
 	return nil
 }
 
+// knowsKey says whether what check refused for its CA alone is of the very key that the member cid had when this node last heard of it. Who
+// was away while the cluster got a new CA, or was deleted before it did, knows the others by nothing else. It is enough to be believed
+// in a no, and for no more.
+func (t *trust) knowsKey(refused error, presented ssh.PublicKey, cid config.CID) bool {
+	cert, ok := presented.(*ssh.Certificate)
+	return ok && errors.Is(refused, errAuthority) && t.admits(cid, string(cert.Key.Marshal())) == nil
+}
+
 // admits says whether the member cid has this very key and was not deleted.
 func (t *trust) admits(cid config.CID, key string) error {
 	switch {

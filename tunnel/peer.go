@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -72,8 +73,10 @@ type PeerState struct {
 	Transport config.TunnelKind `json:"transport,omitempty"`
 	// Fallback is why that is another one than the configuration wants; empty: it is as it shall be.
 	Fallback string `json:"fallback,omitempty"`
-	// NotLetIn says that the peer answers and does not take this node for a member.
+	// NotLetIn says that the peer, which has proven its key, does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
+	// NotTrusted says that something at the peer's address answers which this node does not take for the peer.
+	NotTrusted bool `json:"not_trusted,omitempty"`
 	// Ghost is where another live daemon of that peer's identity was refused a moment ago; empty for none.
 	Ghost string `json:"ghost,omitempty"`
 	// TwinRefused says that the peer refuses this daemon, since another one of this node's identity is connected there; TwinAt is where
@@ -165,7 +168,7 @@ func (t *Tunnel) Peers() []PeerState {
 			}
 		} else if p.err != nil {
 			st.Err, st.NotLetIn = p.err.Error(), errors.Is(p.err, errNotLetIn)
-			st.TwinRefused = errors.Is(p.err, errTwin)
+			st.NotTrusted, st.TwinRefused = errors.Is(p.err, errPeerNotTrusted), errors.Is(p.err, errTwin)
 		}
 		for _, s := range p.sessions {
 			if why := s.reason(); why != nil && !st.Connected && s.use == useAll {
@@ -434,17 +437,27 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	defer stop()
 	raw.SetDeadline(time.Now().Add(t.timing.handshake)) //nolint:errcheck // a closed conn fails in the handshake
 	var key string
+	var onlyAsk error // why it is asked whether it lets us in, and no more
 	twin := false
 	client := &ssh.ClientConfig{
 		Config: algorithms(), User: cidPrincipal(tr.id.CID), ClientVersion: t.announced(use),
-		Auth:              []ssh.AuthMethod{ssh.PublicKeys(tr.user)},
+		Auth: []ssh.AuthMethod{ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
+			if onlyAsk != nil {
+				return []ssh.Signer{unsigned{tr.user, onlyAsk}}, nil
+			}
+			return []ssh.Signer{tr.user}, nil
+		})},
 		HostKeyAlgorithms: []string{ssh.CertAlgoED25519v01},
 		BannerCallback:    func(text string) error { twin = text == ghostNotice; return nil },
 		HostKeyCallback: func(_ string, _ net.Addr, presented ssh.PublicKey) error {
-			if err := tr.check(presented, ssh.HostCert, cid); err != nil {
-				return fmt.Errorf("%w: %w", errPeerNotTrusted, err)
+			err := tr.check(presented, ssh.HostCert, cid)
+			if err != nil {
+				err = fmt.Errorf("%w: %w", errPeerNotTrusted, err)
 			}
-			key = string(presented.(*ssh.Certificate).Key.Marshal())
+			if err != nil && !tr.knowsKey(err, presented, cid) {
+				return err
+			}
+			onlyAsk, key = err, string(presented.(*ssh.Certificate).Key.Marshal())
 			return nil
 		},
 	}
@@ -454,6 +467,10 @@ func (t *Tunnel) connect(ctx context.Context, cid config.CID, address string, tr
 	}
 	if err != nil {
 		return handshakeError(err, key != "")
+	}
+	if onlyAsk != nil { // it let us in without a proof
+		t.discard(c, channels, requests)
+		return onlyAsk
 	}
 	raw.SetDeadline(time.Time{}) //nolint:errcheck // a closed conn ends the session
 	return t.start(&session{
@@ -469,10 +486,21 @@ var (
 	errNotLetIn       = errors.New("node does not let this one in")
 )
 
-// handshakeError says which side did not trust the other, as far as that can be known.
-func handshakeError(err error, hostTrusted bool) error {
+// unsigned is a certificate that the other side may look at, and of which it gets no proof: the first question of the public key
+// method is whether the key would do (RFC 4252 §7).
+type unsigned struct {
+	ssh.Signer
+	why error
+}
+
+// Sign is asked of who would be let in.
+func (u unsigned) Sign(io.Reader, []byte) (*ssh.Signature, error) { return nil, u.why }
+
+// handshakeError says which side did not trust the other, as far as that can be known. Only the peer's own no is one: a connection that
+// ends in the middle says nothing.
+func handshakeError(err error, hostProven bool) error {
 	var network net.Error
-	if errors.Is(err, errPeerNotTrusted) || errors.As(err, &network) || !hostTrusted {
+	if errors.Is(err, errPeerNotTrusted) || errors.As(err, &network) || errors.Is(err, io.EOF) || !hostProven {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errNotLetIn, err)
@@ -495,13 +523,17 @@ func (t *Tunnel) start(s *session, channels <-chan ssh.NewChannel, requests <-ch
 		err = errStopped
 	}
 	s.cancel()
-	s.ssh.Close() // it is closed then
-	// The connection's own goroutines end once these are drained.
+	t.discard(s.ssh, channels, requests)
+	return err
+}
+
+// discard closes a connection that is of no use. Its own goroutines end once what comes is drained.
+func (t *Tunnel) discard(c ssh.Conn, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) {
+	c.Close() // it is closed then
 	t.owned.spawn(func() { ssh.DiscardRequests(requests) })
 	t.owned.spawn(func() {
 		for n := range channels {
 			n.Reject(ssh.Prohibited, "not allowed") //nolint:errcheck // the connection is closed
 		}
 	})
-	return err
 }

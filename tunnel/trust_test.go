@@ -317,16 +317,20 @@ func (s slowSigner) Sign(r io.Reader, data []byte) (*ssh.Signature, error) {
 	return s.Signer.Sign(r, data)
 }
 
-// hostAs is a server at an address that answers with the host key.
+// hostAs is a server at an address that answers with the host key, and lets everybody in.
 func hostAs(t *testing.T, signer ssh.Signer) (addr string) {
+	t.Helper()
+	return hostWith(t, signer, &ssh.ServerConfig{Config: algorithms(), PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
+		return &ssh.Permissions{}, nil
+	}})
+}
+
+func hostWith(t *testing.T, signer ssh.Signer, c *ssh.ServerConfig) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &ssh.ServerConfig{Config: algorithms(), PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
-		return &ssh.Permissions{}, nil
-	}}
 	c.AddHostKey(signer)
 	var served sync.WaitGroup
 	served.Go(func() {
@@ -401,6 +405,81 @@ func TestADeletedNodeLearnsThatItIsNotLetIn(t *testing.T) {
 	eventually(t, "node 2 says why", 5*time.Second, func() bool {
 		st := nodes[1].state(1)
 		return strings.Contains(st.Err, errNotLetIn.Error()) && st.NotLetIn
+	})
+}
+
+// Who was away for long, and was deleted before the cluster got its present CA, knows the others by their keys alone.
+func TestADeletedNodeThatDoesNotKnowTheCALearnsOfItToo(t *testing.T) {
+	_, nodes, s := cluster(t, 2)
+	nodes[0].enter(newCA(t), 1)
+	nodes[0].Reload(without(s, 2))
+	cert, err := parseCert(nodes[0].trust.id.Certs.Host)
+	if err != nil || nodes[1].trust.cas[string(cert.SignatureKey.Marshal())] {
+		t.Fatalf("node 2 knows the CA: %v", err)
+	}
+	eventually(t, "node 2 says why", 5*time.Second, func() bool {
+		st := nodes[1].state(1)
+		return strings.Contains(st.Err, errNotLetIn.Error()) && st.NotLetIn && !st.NotTrusted
+	})
+}
+
+// A no counts from the member alone, known by its key; whoever else answers at its address can make nobody leave. And who shows another CA is
+// given no proof and no session.
+func TestWhoIsBelievedThatANodeIsNotLetIn(t *testing.T) {
+	ca, strangers := newCA(t), newCA(t)
+	n := newNode(t, Options{})
+	n.enter(ca, 1)
+	member, deleted := newKey(t), newKey(t)
+	s := snapshot(ca, n)
+	s.Nodes = append(s.Nodes, config.Node{CID: 2, PublicKey: member.Public()})
+	s.Revoked = []config.Revoked{{CID: 4, PublicKey: deleted.Public()}}
+	n.start()
+	n.Reload(s)
+	proofs := 0
+	allow := func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) { return &ssh.Permissions{}, nil }
+	refuses := ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) { return nil, errNotMember }}
+	admits := ssh.ServerConfig{PublicKeyCallback: allow, VerifiedPublicKeyCallback: func(_ ssh.ConnMetadata, _ ssh.PublicKey, p *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+		proofs++
+		return p, nil
+	}}
+	asksNothing := ssh.ServerConfig{NoClientAuth: true}
+	for _, c := range []struct {
+		name     string
+		ca       *CA
+		key      *Key
+		server   ssh.ServerConfig
+		notLetIn bool
+	}{
+		{"the member says no", ca, member, refuses, true},
+		{"the member with another CA says no", strangers, member, refuses, true},
+		{"another key with the member's certificate says no", ca, newKey(t), refuses, false},
+		{"a stranger says no", strangers, newKey(t), refuses, false},
+		{"a deleted node says no", strangers, deleted, refuses, false},
+		{"the member with another CA would let us in", strangers, member, admits, false},
+		{"the member with another CA lets everybody in", strangers, member, asksNothing, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := c.server
+			server.Config = algorithms()
+			err := n.connect(t.Context(), 2, hostWith(t, forged(t, c.ca, c.key, ssh.HostCert, 2, nil), &server), n.trust, config.TunnelSSH, useAll)
+			if errors.Is(err, errNotLetIn) != c.notLetIn || errors.Is(err, errPeerNotTrusted) == c.notLetIn {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	if proofs > 0 || n.sessions(2) > 0 {
+		t.Errorf("%d proofs were given, %d sessions made", proofs, n.sessions(2))
+	}
+	t.Run("a connection that ends says nothing", func(t *testing.T) {
+		server := ssh.ServerConfig{Config: algorithms()}
+		server.PublicKeyCallback = func(c ssh.ConnMetadata, _ ssh.PublicKey) (*ssh.Permissions, error) {
+			c.(io.Closer).Close()
+			return nil, errNotMember
+		}
+		err := n.connect(t.Context(), 2, hostWith(t, forged(t, ca, member, ssh.HostCert, 2, nil), &server), n.trust, config.TunnelSSH, useAll)
+		if err == nil || errors.Is(err, errNotLetIn) {
+			t.Errorf("got %v", err)
+		}
 	})
 }
 
