@@ -22,6 +22,8 @@ type MasterAwayError struct {
 	// Since is when it was last heard; zero: not since this node's daemon started.
 	Since time.Time
 	Cause error
+	// Deleted says that it does not answer since this node was deleted.
+	Deleted bool
 }
 
 func (e *MasterAwayError) Error() string {
@@ -31,6 +33,9 @@ func (e *MasterAwayError) Error() string {
 	}
 	return fmt.Sprintf("%v: the master %s at %s does not answer %s (%v)", ErrMasterAway, label(e.Master), hostOf(e.Master.Address), since, e.Cause)
 }
+
+// Is makes it an ErrNotLetIn, too, on a node that was deleted: it has another remedy.
+func (e *MasterAwayError) Is(target error) bool { return target == ErrNotLetIn && e.Deleted }
 
 // Unwrap makes it an ErrMasterAway.
 func (e *MasterAwayError) Unwrap() error { return ErrMasterAway }
@@ -82,6 +87,7 @@ func (o *Operator) Carry(ctx context.Context, c config.Command) (config.CommandR
 func (o *Operator) masterAway(ctx context.Context, master config.Node, cause error) error {
 	e := &MasterAwayError{Master: master, Cause: cause}
 	if self, err := o.fetchStatus(context.WithoutCancel(ctx), o.Local.ControlSocket(), false); err == nil {
+		e.Deleted = deleted(self.Peers)
 		for _, p := range self.Peers {
 			if p.CID == master.CID {
 				e.Since = p.LastSeen

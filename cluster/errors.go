@@ -27,6 +27,8 @@ var (
 	ErrLocalMaster = errors.New("local node is master - nothing to do")
 	// ErrNoMajority: too few members gave their promise. Nothing but promises was written. See NoMajorityError.
 	ErrNoMajority = errors.New("no majority")
+	// ErrNotLetIn: members that have proven who they are do not take this node for one. It was deleted.
+	ErrNotLetIn = errors.New("this node was deleted, other nodes do not let it in")
 	// ErrNotPromotable: the node's row says that it shall not become master.
 	ErrNotPromotable = errors.New("this node is not marked promotable")
 	// ErrJoining: the node has not been pushed to yet and has no vote.

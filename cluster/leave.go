@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"mailproxy/config"
 	"mailproxy/db"
@@ -24,7 +25,8 @@ type begunLeave struct {
 }
 
 // Leave takes this node, a slave, out of its cluster: the master revokes it, and it goes on as a single node with its mail and its
-// configuration. confirm, unless nil, is asked before anything is changed. Killed anywhere it can be run again:
+// configuration. A node that was deleted is let go without a word, and so is a master that has no other node, or was deleted. confirm,
+// unless nil, is asked before anything is changed. Killed anywhere it can be run again:
 //
 //  1. a note that it has begun;
 //  2. the master revokes this node, or has done so already (then it does not let us in);
@@ -48,12 +50,18 @@ func (o *Operator) Leave(ctx context.Context, confirm func() bool) error {
 	if begun != nil && (id.CID != 0 && id.ClusterID != begun.ClusterID || st.CID != 0 && st.ClusterID != begun.ClusterID) {
 		begun = nil // of an earlier cluster, which was left to the last step
 	}
+	if st.CID != 0 && st.IsMaster() && (begun == nil || id.CID != 0) {
+		if err := o.masterMayLeave(ctx, st); err != nil {
+			_ = os.Remove(o.leavePath()) // of a leave that was begun as a slave
+			return err
+		}
+	}
 	if begun == nil {
 		if begun, err = o.beginLeave(ctx, st, confirm); err != nil {
 			return err
 		}
 	}
-	if id.CID != 0 && st.CID != 0 { // without an identity the master has let us go already: that is removed behind its word only
+	if id.CID != 0 && st.CID != 0 && !st.IsMaster() { // without an identity the master has let us go already: that is removed behind its word only
 		if err := o.sayGoodbye(ctx, st); err != nil {
 			return err
 		}
@@ -96,11 +104,8 @@ func (o *Operator) leaveBegun() (*begunLeave, error) {
 }
 
 func (o *Operator) beginLeave(ctx context.Context, st db.State, confirm func() bool) (*begunLeave, error) {
-	switch {
-	case st.CID == 0:
+	if st.CID == 0 {
 		return nil, ErrNoCluster
-	case st.IsMaster():
-		return nil, ErrMasterLeaves
 	}
 	if err := o.needDaemon(ctx); err != nil {
 		return nil, err
@@ -117,6 +122,26 @@ func (o *Operator) beginLeave(ctx context.Context, st db.State, confirm func() b
 		return nil, fmt.Errorf("note the leave: %w", err)
 	}
 	return b, nil
+}
+
+// masterMayLeave refuses where other nodes would be left without a master: not where there are none, and not where this one was deleted
+// while it was away, and is master for itself alone.
+func (o *Operator) masterMayLeave(ctx context.Context, st db.State) error {
+	s, err := o.DB.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if len(s.Nodes) < 2 {
+		return nil
+	}
+	if err := o.needDaemon(ctx); err != nil {
+		return err
+	}
+	if !o.shutOut(ctx, st.CID) {
+		return ErrMasterLeaves
+	}
+	o.say("the other nodes do not know this one any more")
+	return nil
 }
 
 // sayGoodbye lets the master revoke this node. The tunnel is cut in the middle of that, so that an answer that is lost is no failure where
@@ -140,7 +165,7 @@ func (o *Operator) sayGoodbye(ctx context.Context, st db.State) error {
 	return err
 }
 
-// shutOut says whether the master answers this node's tunnel and does not let it in.
+// shutOut says whether the master, this node's or itself, has no say about this node any more: the master does not let it in, or nobody does.
 func (o *Operator) shutOut(ctx context.Context, master config.CID) bool {
 	out := false
 	poll(ctx, o.patience(), func() bool {
@@ -150,13 +175,23 @@ func (o *Operator) shutOut(ctx context.Context, master config.CID) bool {
 		if err != nil {
 			return false
 		}
-		for _, p := range self.Peers {
-			if p.CID == master {
-				out = p.NotLetIn
-				return p.NotLetIn || p.Tunnel
-			}
-		}
-		return true // no longer a peer
+		var known bool
+		out, known = sentAway(self.Peers, master)
+		return known
 	})
 	return out
+}
+
+// sentAway is shutOut by what the tunnels know, as soon as they know it. Something else at a peer's address counts, too, since it is an
+// operator who wants to leave: nobody whom this node knows may be a member any more.
+func sentAway(peers []Peer, master config.CID) (out, known bool) {
+	some, answers := false, false
+	for _, p := range peers {
+		if p.CID == master && (p.NotLetIn || p.Tunnel) {
+			return p.NotLetIn, true
+		}
+		some, answers = some || p.Tunnel, answers || p.NotLetIn || p.NotTrusted
+	}
+	listed := slices.ContainsFunc(peers, func(p Peer) bool { return p.CID == master })
+	return answers && !some, answers && !some || some && !listed
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"mailproxy/config"
 	"mailproxy/db"
 	"mailproxy/tunnel"
 )
@@ -136,5 +137,72 @@ func TestANoteOfAnEarlierClusterDoesNotCount(t *testing.T) {
 	}
 	if err := nodes[0].operator().Leave(t.Context(), nil); !errors.Is(err, ErrMasterLeaves) {
 		t.Errorf("the master: %v", err)
+	}
+}
+
+func TestWhoMayLeaveWithoutAGoodbye(t *testing.T) {
+	no, yes := Peer{CID: 1, NotLetIn: true}, Peer{CID: 1, Tunnel: true}
+	away, other := Peer{CID: 2, Error: "connection refused"}, Peer{CID: 3, NotTrusted: true}
+	as := func(p Peer, cid config.CID) Peer { p.CID = cid; return p }
+	const self = 9
+	for _, c := range []struct {
+		name       string
+		peers      []Peer
+		master     config.CID
+		out, known bool
+	}{
+		{"the master lets us in", []Peer{yes, as(no, 4)}, 1, false, true},
+		{"the master does not", []Peer{no, as(yes, 4)}, 1, true, true},
+		{"the master is away", []Peer{away, as(yes, 4)}, 2, false, false},
+		{"the master is away, and the next one does not let us in", []Peer{away, as(no, 4)}, 2, true, true},
+		{"another node answers at the master's address", []Peer{as(other, 1)}, 1, true, true},
+		{"the master is no member any more", []Peer{yes}, 7, false, true},
+		{"a master that a slave lets in", []Peer{yes, away, as(no, 4)}, self, false, true},
+		{"a master that nobody lets in", []Peer{no, away}, self, true, true},
+		{"a master whose slaves are away", []Peer{away}, self, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if out, known := sentAway(c.peers, c.master); out != c.out || known != c.known {
+				t.Errorf("out %v, known %v", out, known)
+			}
+		})
+	}
+}
+
+// A cluster made on the wrong host is no dead end.
+func TestAMasterWithoutOtherNodesLeaves(t *testing.T) {
+	nodes := newCluster(t, 2)
+	if err := nodes[1].operator().Leave(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].mustPutDomain("example.test")
+	asked := false
+	if err := nodes[0].operator().Leave(t.Context(), func() bool { asked = true; return false }); !errors.Is(err, ErrNotConfirmed) || !asked {
+		t.Errorf("not confirmed: %v, asked %v", err, asked)
+	}
+	if err := nodes[0].operator().Leave(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	left(t, nodes[0], "example.test")
+	if _, err := nodes[0].operator().Create(t.Context(), CreateParams{}); err != nil {
+		t.Errorf("a cluster of its own afterwards: %v", err)
+	}
+}
+
+// A slave that was made master between two attempts to leave is one that others follow.
+func TestALeaveThatWasBegunAsASlaveDoesNotTakeTheMasterAway(t *testing.T) {
+	nodes := newCluster(t, 2)
+	o := nodes[1].operator()
+	if _, err := o.beginLeave(t.Context(), nodes[1].state(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.Promote(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Leave(t.Context(), nil); !errors.Is(err, ErrMasterLeaves) {
+		t.Errorf("leave: %v", err)
+	}
+	if _, err := os.Stat(o.leavePath()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the note: %v, want none", err)
 	}
 }

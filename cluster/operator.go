@@ -34,6 +34,8 @@ type Operator struct {
 	Say func(line string)
 	// Progress shows how far the push to a node is, in rows; nil: it is not shown. It may be called by several goroutines at once.
 	Progress func(node config.Node, sent, of int64)
+	// NotDeleted is an operator's word that nobody has deleted this node, whatever other nodes say; for Promote with force.
+	NotDeleted bool
 	// Patience bounds how long a command waits for other nodes to know of what it did: 0 is 10 s.
 	Patience time.Duration
 

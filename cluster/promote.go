@@ -20,7 +20,7 @@ type Promoted struct {
 // Promote makes this node the master. With the old master in reach it is an orderly hand-over that loses nothing; without, a majority
 // of the members must promise; with force, none. It waits until the reachable nodes are told. A master that has lost its lease, and with it
 // the right to change the configuration, can be promoted again. ErrAlreadyMaster, ErrNoMajority
-// (a *NoMajorityError), ErrNotPromotable, ErrJoining.
+// (a *NoMajorityError), ErrNotLetIn, ErrNotPromotable, ErrJoining.
 func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 	st, err := o.clusterState(ctx)
 	if err != nil {
@@ -39,6 +39,9 @@ func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 		return Promoted{}, err
 	}
 	r := &round{db: o.DB, open: o.openPeer, author: o.Author, say: o.say, recovers: st.IsMaster()}
+	if !o.NotDeleted {
+		r.notLetInBy = o.notLetInBy
+	}
 	out, err := r.run(ctx, force)
 	if err != nil {
 		return Promoted{}, err
@@ -62,6 +65,17 @@ func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 	}
 	untold, _ := o.waitHeld(ctx, reached, pos, 0)
 	return Promoted{Outcome: out, Untold: append(untold, out.Missing...)}, nil
+}
+
+// notLetInBy asks the daemon which members answer and do not let this node in.
+func (o *Operator) notLetInBy(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	self, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false)
+	if err != nil {
+		return nil // it answered a moment ago, and a forced promote must not hang on it
+	}
+	return notLetInBy(self.Peers)
 }
 
 // addOwnCA lets the cluster trust this node's CA, so that it can take nodes in without the old master's.

@@ -291,11 +291,11 @@ func (r *Report) forgotten(reference config.Position) {
 }
 
 // noMaster names a master that does not answer; one that does not let the asking node in is up, and that node's problem says so. One whose
-// own tunnel is off, or whose daemon is away, cannot know.
+// own tunnel is off, or whose daemon is away, cannot know, and one that was deleted is not to be led to promote.
 func (r *Report) noMaster() {
 	shut := map[config.CID]bool{}
 	for _, row := range r.Rows {
-		if row.CID == r.Asked && (row.TunnelOff || row.Error != "") {
+		if row.CID == r.Asked && (row.TunnelOff || row.Error != "" || deleted(row.Peers)) {
 			return
 		}
 		for _, p := range row.Peers {
@@ -335,7 +335,7 @@ func (row *Row) judge(reference config.Position) Relation {
 	switch {
 	case row.Error != "":
 		return Unreachable
-	case !row.Database:
+	case !row.Database, row.NodeStatus.State == Stale:
 		return Stale
 	case row.NodeStatus.State == Drifted:
 		return Drifted
@@ -348,7 +348,7 @@ func (row *Row) judge(reference config.Position) Relation {
 // twoMasters names a node that still thinks itself master in an epoch that is over.
 func (r *Report) twoMasters(reference config.Position) {
 	for i := range r.Rows {
-		if row := &r.Rows[i]; row.Role == Master && row.State == Stale && row.Database {
+		if row := &r.Rows[i]; row.Role == Master && row.State == Stale && row.Database && row.Position.Epoch.Compare(reference.Epoch) < 0 {
 			row.Problems = append(row.Problems, Problem{
 				fmt.Sprintf("still master of epoch %v, but %v is in force", row.Position.Epoch, reference.Epoch),
 				"it steps down as soon as it reaches a node of the newer epoch; see its tunnels",

@@ -167,7 +167,7 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 			if c.change != nil {
 				c.change(n)
 			}
-			p := n.problems(c.state, c.err)
+			p := append(n.problems(c.state, c.err), n.clusterProblems(c.state)...)
 			if len(p) != 1 || p[0].What == "" || !strings.Contains(p[0].Remedy, c.want) {
 				t.Errorf("problems: %+v; want one with the remedy %q", p, c.want)
 			}
@@ -179,28 +179,50 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 }
 
 func TestANodeThatIsNotLetInSaysSoAndWhatToDo(t *testing.T) {
-	master := Peer{CID: 1, Name: "mx1", Error: "node does not let this one in", NotLetIn: true}
-	slave := db.State{CID: 2, Position: at(1, 1, 9, 7), Promised: config.Epoch{N: 1, Owner: 1}}
-	for dsn, want := range map[string]string{"": "`keys` in /state and `pg` and `pg.made`", "host=/x": "`keys` in /state and the database's contents"} {
-		n := quietNode(slave)
-		n.o.Local.StateDir, n.o.Local.Database.DSN = "/state", dsn
-		p := n.shutOut([]Peer{master, {CID: 3, Name: "mx3"}})
-		if len(p) != 1 || !strings.Contains(p[0].What, "not let in by mx1(1):") || !strings.Contains(p[0].Remedy, want) || !strings.Contains(p[0].Remedy, "join-cmd") {
-			t.Errorf("problems: %+v", p)
-		}
-		if p := n.shutOut([]Peer{{CID: 1, Error: "connection refused"}}); len(p) != 0 {
-			t.Errorf("a peer that is away: %+v", p)
-		}
+	no := Peer{CID: 1, Name: "mx1", Address: "192.0.2.1:7025", Error: "node does not let this one in", NotLetIn: true}
+	away := Peer{CID: 3, Name: "mx3", Error: "connection refused"}
+	up := Peer{CID: 4, Name: "mx4", Tunnel: true}
+	other := Peer{CID: 5, Name: "mx5", Address: "192.0.2.5:7025", Error: "node at that address is not trusted", NotTrusted: true}
+	for _, c := range []struct {
+		name         string
+		peers        []Peer
+		deleted      bool
+		what, remedy []string // the beginnings, of one problem each
+	}{
+		{"one says no, and no other answers", []Peer{no, away}, true,
+			[]string{"this node was deleted from the cluster, or its key is another now: it is not let in by mx1(1)"}, []string{"`pmgcm leave` here, which keeps"}},
+		{"one says no, and another lets it in", []Peer{no, away, up}, false, []string{"this node is not let in by mx1(1)"}, []string{"if `pmgcm status` on the master"}},
+		{"nobody answers", []Peer{away, {CID: 2, Error: "no answer"}}, false, []string{"no other node answers here"}, []string{"see to this host's network first"}},
+		{"something else answers, which proves nothing", []Peer{away, other}, false,
+			[]string{"what answers is not trusted to be mx5(5) at 192.0.2.5:7025"}, []string{"see that the address is still that node's; if the cluster"}},
+		{"all is well", []Peer{up}, false, nil, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := deleted(c.peers); got != c.deleted {
+				t.Errorf("deleted: %v", got)
+			}
+			problems := append(append(shutOut(c.peers), cutOff(c.peers)...), strangers(c.peers)...)
+			if len(problems) != len(c.what) {
+				t.Fatalf("problems: %+v", problems)
+			}
+			for i, p := range problems {
+				if !strings.HasPrefix(p.What, c.what[i]) || !strings.HasPrefix(p.Remedy, c.remedy[i]) {
+					t.Errorf("problem %+v", p)
+				}
+			}
+		})
 	}
-	for _, shut := range []bool{true, false} { // nobody may be led to promote a deleted node
-		master.NotLetIn = shut
+	for _, c := range []struct {
+		peers []Peer
+		told  bool
+	}{{[]Peer{no}, false}, {[]Peer{{CID: 1}, {CID: 3, NotLetIn: true}}, false}, {[]Peer{{CID: 1}, {CID: 3}}, true}} { // nobody may be led to promote a deleted node
 		r := Report{Asked: 2, Rows: []Row{
-			{NodeStatus: NodeStatus{CID: 1, Position: slave.Position}, Error: "away"},
-			{NodeStatus: NodeStatus{CID: 2, Position: slave.Position, Role: Slave, Database: true, Peers: []Peer{master}}},
+			{NodeStatus: NodeStatus{CID: 1, Position: at(1, 1, 9, 7)}, Error: "away"},
+			{NodeStatus: NodeStatus{CID: 2, Position: at(1, 1, 9, 7), Role: Slave, Database: true, Peers: c.peers}},
 		}}
 		r.judge()
-		if got := len(r.Rows[0].Problems); (got == 0) != shut {
-			t.Errorf("let in: %v; problems of the master: %+v", !shut, r.Rows[0].Problems)
+		if got := len(r.Rows[0].Problems) > 0; got != c.told {
+			t.Errorf("%+v; problems of the master: %+v", c.peers, r.Rows[0].Problems)
 		}
 	}
 }
@@ -216,7 +238,7 @@ func TestANodeWhoseTunnelIsOffSaysWhyAndLeadsNobodyToPromote(t *testing.T) {
 		remedy string
 		off    bool
 	}{
-		{"a key that is damaged", "node.key", 0o600, slave, "node.key: not an Ed25519 key", "`pmgcm delete 2` on the master, then here stop the daemon", true},
+		{"a key that is damaged", "node.key", 0o600, slave, "node.key: not an Ed25519 key", "`pmgcm delete 2` on the master; then here stop the daemon", true},
 		{"a key that others can read", "node.key", 0o644, slave, "node.key: private key is readable by others", "chmod 600 ", true},
 		{"a key of a node in no cluster", "node.key", 0o600, db.State{}, "node.key: not an Ed25519 key", "since this node is in no cluster, move ", true},
 		{"an identity that is damaged", "identity.json", 0o600, slave, "identity.json: unexpected end", "put the file back", true},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type round struct {
 	open   func(ctx context.Context, cid config.CID) (*db.Peer, error)
 	author db.Author
 	say    func(format string, args ...any)
+	// notLetInBy names the members that do not let this node in, from what was heard by now; nil: they are not asked for.
+	notLetInBy func(ctx context.Context) []string
 	// recovers is set where a master runs it that is refused for a promise, or has lost its lease: it may still think itself master, and
 	// it gives way to an epoch that has come into force meanwhile.
 	recovers bool
@@ -87,7 +90,7 @@ func (r *round) attempt(ctx context.Context, force bool) (Outcome, error) {
 			}
 		}
 	}
-	if err := r.enough(contacts, false, force, self); err != nil {
+	if err := r.mayAsk(ctx, contacts, force, self); err != nil {
 		return Outcome{}, err // before any promise is asked for: nothing was written
 	}
 	epoch := nextEpoch(self.CID, answersOf(contacts))
@@ -252,6 +255,24 @@ func (r *round) adopt(ctx context.Context, contacts []*contact, self config.CID)
 		}
 	}
 	return from.node.CID, nil
+}
+
+// mayAsk refuses a round without majority that is not forced, and also a forced one of a node that was deleted: it would make a second master
+// beside a cluster that lives.
+func (r *round) mayAsk(ctx context.Context, contacts []*contact, force bool, self db.State) error {
+	err := r.enough(contacts, false, false, self)
+	if err == nil {
+		return nil
+	}
+	if r.notLetInBy != nil {
+		if by := r.notLetInBy(ctx); len(by) > 0 {
+			return fmt.Errorf("%w: %s", ErrNotLetIn, strings.Join(by, ", "))
+		}
+	}
+	if force {
+		return nil
+	}
+	return err
 }
 
 // enough says whether the members that answered (or promised) are a majority of those that have a vote.

@@ -93,8 +93,10 @@ type Peer struct {
 	Promised config.Epoch    `json:"promised"`
 	// Error is why it does not answer.
 	Error string `json:"error,omitempty"`
-	// NotLetIn says that it answers and does not take this node for a member.
+	// NotLetIn says that it, which has proven its key, does not take this node for a member.
 	NotLetIn bool `json:"not_let_in,omitempty"`
+	// NotTrusted says that what answers at its address is not taken for it.
+	NotTrusted bool `json:"not_trusted,omitempty"`
 	// ClockMS is how far its clock is ahead of this node's, in milliseconds, as last measured; nil: never.
 	ClockMS *int64 `json:"clock_difference_ms,omitempty"`
 	// ClockWithinMS is how far ClockMS may be off.
@@ -139,12 +141,18 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	s.Certificate = n.o.Tunnel.Certificate()
 	s.Peers, s.TunnelOff = n.peerStatus(), n.o.Tunnel.Off()
 	s.State = n.ownRelation(st, err)
-	s.Problems = append(n.shutOut(s.Peers), n.problems(st, err)...)
+	s.Problems = append(shutOut(s.Peers), n.problems(st, err)...)
 	s.Problems = append(s.Problems, n.ghosts()...)
-	s.Problems = append(s.Problems, n.certificateProblem()...)
+	if deleted(s.Peers) {
+		s.State = Stale
+	} else { // all that has one cause in a deleted node, and one remedy
+		s.Problems = append(s.Problems, n.clusterProblems(st)...)
+		s.Problems = append(s.Problems, n.certificateProblem()...)
+		s.Problems = append(s.Problems, n.restored(ctx, st)...)
+		s.Problems = append(s.Problems, cutOff(s.Peers)...)
+	}
+	s.Problems = append(s.Problems, strangers(s.Peers)...)
 	s.Problems = append(s.Problems, fallbacks(s.Peers)...)
-	s.Problems = append(s.Problems, n.restored(ctx, st)...)
-	s.Problems = append(s.Problems, cutOff(s.Peers)...)
 	s.Problems = append(s.Problems, clockProblems(s.Peers)...)
 	return s
 }
@@ -214,7 +222,7 @@ func (n *Node) peerStatus() []Peer {
 		p := Peer{CID: m.CID, Name: m.Name, Address: m.Address}
 		if t, ok := tunnels[m.CID]; ok {
 			p.Tunnel, p.Since, p.LastSeen, p.Error = t.Connected, t.Since.UTC(), t.LastSeen.UTC(), t.Err
-			p.NotLetIn, p.Transport, p.Fallback = t.NotLetIn, t.Transport, t.Fallback
+			p.NotLetIn, p.NotTrusted, p.Transport, p.Fallback = t.NotLetIn, t.NotTrusted, t.Transport, t.Fallback
 			p.ClockMS, p.ClockWithinMS = clockMS(t.Clock)
 		}
 		if v := n.views[m.CID]; v != nil {
@@ -278,24 +286,29 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 	if st.JournalLen > 0 {
 		out = append(out, Problem{aside(st.JournalLen) + " here", "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N` for each"})
 	}
+	if _, err := os.Stat(filepath.Join(n.o.Local.StateDir, leaveFile)); err == nil && n.o.Local.StateDir != "" {
+		out = append(out, Problem{"a leave was begun here and is not finished", "`pmgcm leave` here again"})
+	}
+	out = append(out, n.otherName(st)...)
+	out = append(out, n.tunnelProblem(st)...)
+	if n.o.Problems != nil {
+		out = append(out, n.o.Problems()...)
+	}
+	return out
+}
+
+// clusterProblems names what is wrong between this node and the others.
+func (n *Node) clusterProblems(st db.State) []Problem {
+	var out []Problem
 	if deposed(st) {
 		out = append(out, Problem{
 			fmt.Sprintf("no configuration is taken here: epoch %v was promised and has not begun", st.Promised),
 			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
 		})
 	}
-	if _, err := os.Stat(filepath.Join(n.o.Local.StateDir, leaveFile)); err == nil && n.o.Local.StateDir != "" {
-		out = append(out, Problem{"a leave was begun here and is not finished", "`pmgcm leave` here again"})
-	}
-	out = append(out, n.otherName(st)...)
-	out = append(out, n.tunnelProblem(st)...)
 	out = append(out, n.leaseProblem(st)...)
 	out = append(out, n.rolledBack(st)...)
-	out = append(out, n.refusedPushes(st)...)
-	if n.o.Problems != nil {
-		out = append(out, n.o.Problems()...)
-	}
-	return out
+	return append(out, n.refusedPushes(st)...)
 }
 
 // otherName says that the cluster knows this node by another name or address than its own file.
@@ -318,30 +331,56 @@ func (n *Node) otherName(st db.State) []Problem {
 	return out
 }
 
-// shutOut names the peers that do not take this node for a member: it was deleted, most likely. Who was deleted is not told so.
-func (n *Node) shutOut(peers []Peer) []Problem {
+// notLetInBy names the peers that do not take this node for a member. Each has proven the key that this node knew it by; still, nothing is
+// done for their word but to show it: only an operator's leave, and the refusal of a promote, act on it.
+func notLetInBy(peers []Peer) []string {
 	var by []string
 	for _, p := range peers {
 		if p.NotLetIn {
 			by = append(by, fmt.Sprintf("%s(%d)", p.Name, p.CID))
 		}
 	}
-	if len(by) == 0 {
+	return by
+}
+
+// deleted says whether some peer does not let this node in and none does: it was deleted. Who was deleted is not told so.
+func deleted(peers []Peer) bool {
+	return len(notLetInBy(peers)) > 0 && !slices.ContainsFunc(peers, func(p Peer) bool { return p.Tunnel })
+}
+
+// byLeave is how a node that was deleted becomes a member again.
+const byLeave = "`pmgcm leave` here, which keeps configuration, journal and mail and makes it a single node; then, to enter again, what `pmgcm join-cmd` on the master prints"
+
+// shutOut names the peers that do not let this node in.
+func shutOut(peers []Peer) []Problem {
+	by := notLetInBy(peers)
+	switch {
+	case len(by) == 0:
 		return nil
+	case deleted(peers):
+		return []Problem{{"this node was deleted from the cluster, or its key is another now: it is not let in by " + strings.Join(by, ", "), byLeave}}
 	}
 	return []Problem{{
-		fmt.Sprintf("this node is not let in by %s: it was deleted from the cluster, or its key is another now", strings.Join(by, ", ")),
-		"`pmgcm status` on the master shows the members; to enter again as a new node: " + n.enterAnew(),
+		"this node is not let in by " + strings.Join(by, ", "),
+		"if `pmgcm status` on the master does not show this node, it was deleted: " + byLeave,
 	}}
 }
 
-// enterAnew is what makes this node one that was never in a cluster, and a member again.
-func (n *Node) enterAnew() string {
-	rows := "`pg` and `pg.made`"
-	if n.o.Local.Database.DSN != "" {
-		rows = "the database's contents"
+// strangers names the peers at whose address something else answers. It may be that nobody whom this node knows is a member any more.
+func strangers(peers []Peer) []Problem {
+	var at []string
+	for _, p := range peers {
+		if p.NotTrusted {
+			at = append(at, fmt.Sprintf("%s(%d) at %s", p.Name, p.CID, p.Address))
+		}
 	}
-	return fmt.Sprintf("stop the daemon, remove `keys` in %s and %s, start it, and run what `pmgcm join-cmd` on the master prints", n.o.Local.StateDir, rows)
+	if len(at) == 0 {
+		return nil
+	}
+	return []Problem{{
+		"what answers is not trusted to be " + strings.Join(at, ", "),
+		"see that the address is still that node's; if the cluster has gone on there with other nodes and without this one: " + byLeave,
+	}}
 }
 
 // tunnelProblem says what of the files in the key directory cannot be used, and what comes of it.
@@ -362,7 +401,7 @@ func (n *Node) tunnelProblem(st db.State) []Problem {
 		p.Remedy = fmt.Sprintf("put the file back; or, since this node is in no cluster, move %s away; then `systemctl restart mailproxy`", dir)
 	default:
 		p.Remedy = fmt.Sprintf("put the file back from a backup and `systemctl restart mailproxy`; or, to enter again as a new node: "+
-			"`pmgcm delete %d` on the master, then here %s", st.CID, n.enterAnew())
+			"`pmgcm delete %d` on the master; then here stop the daemon, remove %s, start it, and %s", st.CID, dir, byLeave)
 	}
 	return []Problem{p}
 }
@@ -408,7 +447,7 @@ func driftRemedy(r Role) string {
 func cutOff(peers []Peer) []Problem {
 	var last time.Time
 	for _, p := range peers {
-		if p.Error == "" {
+		if p.Error == "" || p.NotLetIn || p.NotTrusted {
 			return nil
 		}
 		if p.LastSeen.After(last) {

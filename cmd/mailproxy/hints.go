@@ -60,6 +60,8 @@ func hint(err error) string {
 		return `once the database answers, "mailproxy config history" shows whether that configuration is there`
 	case errors.Is(err, db.ErrDisconnected):
 		return `run it again; "pmgcm status" says whether the database is there`
+	case errors.Is(err, cluster.ErrNotLetIn):
+		return `this node was deleted: "pmgcm leave" here, which keeps configuration, journal and mail; then, to enter again, "pmgcm join"`
 	case errors.Is(err, cluster.ErrMasterAway):
 		return `wait until it is back; or, where it is lost, run "pmgcm promote" on a node that is in sync`
 	case errors.Is(err, cluster.ErrDaemonSilent), errors.Is(err, web.ErrSilent):

@@ -14,7 +14,8 @@ func leaveCommand() *cli.Command {
 		Usage: "take this node out of its cluster, orderly",
 		Description: "Run it on a slave; the master must be in reach. The master revokes this node's key and tells the others. This node keeps its mail, " +
 			"its configuration and its history and goes on as a single node, which takes configuration by itself; its keys are made anew when " +
-			"it creates or joins a cluster. Killed at any point it can be run again. A node that was deleted becomes a single one by it, too.",
+			"it creates or joins a cluster. Killed at any point it can be run again. A node that was deleted becomes a single one by it, too, and so " +
+			"does a master that has no other node.",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {

@@ -19,8 +19,13 @@ func promoteCommand() *cli.Command {
 			"down by itself, and commits that only it had are set aside in its journal.\n\n" +
 			"Without a majority (always so with two nodes) it changes nothing, says what may be lost, and wants --force.\n\n" +
 			"A master that hears no majority of three and more nodes for 10 s takes no configuration until it does. Where the others are lost for " +
-			"good, --force on that master itself makes it writable, so that they can be deleted.",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Usage: "without a majority; newer commits of members out of reach are set aside when they return"}},
+			"good, --force on that master itself makes it writable, so that they can be deleted.\n\n" +
+			"A node that was deleted, which the others do not let in, is not promoted without a majority, since that would make a second master: " +
+			"`pmgcm leave` is for it.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Usage: "without a majority; newer commits of members out of reach are set aside when they return"},
+			&cli.BoolFlag{Name: "not-deleted", Usage: "with --force, where other nodes do not let this one in and you know that they are wrong"},
+		},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
 				return err
@@ -29,7 +34,13 @@ func promoteCommand() *cli.Command {
 			if c.Bool("force") {
 				command += " --force"
 			}
+			if c.Bool("not-deleted") {
+				if command += " --not-deleted"; !c.Bool("force") {
+					return usagef("promote: --not-deleted goes with --force")
+				}
+			}
 			return withOperator(c, command, func(o *cluster.Operator) error {
+				o.NotDeleted = c.Bool("not-deleted")
 				p, err := o.Promote(c.Context, c.Bool("force"))
 				if err != nil {
 					return err

@@ -198,7 +198,7 @@ func (r *run) deleteOne() error {
 	return r.settle()
 }
 
-// enterAnew does what a deleted node is told to do.
+// enterAnew makes a deleted node one that was never in a cluster, and a member again.
 func (r *run) enterAnew(master, n *node) error {
 	n.database.Lock()
 	defer n.database.Unlock()
