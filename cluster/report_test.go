@@ -238,7 +238,7 @@ func TestANodeWhoseTunnelIsOffSaysWhyAndLeadsNobodyToPromote(t *testing.T) {
 		remedy string
 		off    bool
 	}{
-		{"a key that is damaged", "node.key", 0o600, slave, "node.key: not an Ed25519 key", "`pmgcm delete 2` on the master; then here stop the daemon", true},
+		{"a key that is damaged", "node.key", 0o600, slave, "node.key: not an Ed25519 key", "`pmgcm delete 2` on the master, then here stop the daemon", true},
 		{"a key that others can read", "node.key", 0o644, slave, "node.key: private key is readable by others", "chmod 600 ", true},
 		{"a key of a node in no cluster", "node.key", 0o600, db.State{}, "node.key: not an Ed25519 key", "since this node is in no cluster, move ", true},
 		{"an identity that is damaged", "identity.json", 0o600, slave, "identity.json: unexpected end", "put the file back", true},

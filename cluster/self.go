@@ -383,6 +383,15 @@ func strangers(peers []Peer) []Problem {
 	}}
 }
 
+// enterAnew is what makes a node whose key is lost one that was never in a cluster, and a member again.
+func (n *Node) enterAnew() string {
+	rows := "`pg` and `pg.made`"
+	if n.o.Local.Database.DSN != "" {
+		rows = "the database's contents"
+	}
+	return fmt.Sprintf("stop the daemon, remove `keys` in %s and %s, start it, and run what `pmgcm join-cmd` on the master prints", n.o.Local.StateDir, rows)
+}
+
 // tunnelProblem says what of the files in the key directory cannot be used, and what comes of it.
 func (n *Node) tunnelProblem(st db.State) []Problem {
 	err := n.o.Tunnel.Trouble()
@@ -401,7 +410,7 @@ func (n *Node) tunnelProblem(st db.State) []Problem {
 		p.Remedy = fmt.Sprintf("put the file back; or, since this node is in no cluster, move %s away; then `systemctl restart mailproxy`", dir)
 	default:
 		p.Remedy = fmt.Sprintf("put the file back from a backup and `systemctl restart mailproxy`; or, to enter again as a new node: "+
-			"`pmgcm delete %d` on the master; then here stop the daemon, remove %s, start it, and %s", st.CID, dir, byLeave)
+			"`pmgcm delete %d` on the master, then here %s", st.CID, n.enterAnew())
 	}
 	return []Problem{p}
 }
