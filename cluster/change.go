@@ -102,6 +102,9 @@ func (o *Operator) askMaster(ctx context.Context, st db.State, path string, body
 	defer cancel()
 	owner := st.Promised.Owner
 	err := o.order(ctx, http.MethodPost, o.Local.PeerDir(owner)+"/control.sock", path, body, answer)
+	if errors.Is(err, db.ErrNoLease) || errors.Is(err, db.ErrDiskFull) || errors.Is(err, db.ErrStale) {
+		return fmt.Errorf("the master: %w", err) // it is not this node's disk
+	}
 	if !errors.Is(err, ErrPeerUnreachable) {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"mailproxy/db"
 )
 
 // A refusal is how a daemon answers what it does not do. Code is one of memberCodes, or empty.
@@ -16,6 +18,7 @@ type refusal struct {
 var memberCodes = map[string]error{
 	"not_master": ErrNotMaster, "name_taken": ErrNameTaken, "address_taken": ErrAddressTaken, "no_such_node": ErrNoSuchNode,
 	"bad_request": ErrBadRequest, "no_data_key": ErrNoDataKey,
+	"no_lease": db.ErrNoLease, "disk_full": db.ErrDiskFull, "stale": db.ErrStale,
 }
 
 // refusalOf makes an error one that a member may be told.

@@ -3,12 +3,14 @@ package cluster
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"mailproxy/config"
+	"mailproxy/db"
 )
 
 // askedBy is what a node answers to a member that asks for something for itself.
@@ -66,5 +68,28 @@ func TestAMemberChangesItsOwnRowAlone(t *testing.T) {
 	}
 	if code, _ := master.askedBy(2, "/member/nonsense", ""); code != http.StatusNotFound {
 		t.Errorf("a path that is none: %d", code)
+	}
+}
+
+// What a member asks for fails at the master for the master's own reasons, and the asking node has the remedy for each.
+func TestWhyTheMasterCannotTravels(t *testing.T) {
+	for _, why := range []error{db.ErrNoLease, db.ErrDiskFull, db.ErrStale} {
+		r := refusalOf(fmt.Errorf("commit: %w", why))
+		if err := r.sentinel(); !errors.Is(err, why) {
+			t.Errorf("%v arrives as %v", why, err)
+		}
+	}
+	nodes := newCluster(t, 2)
+	nodes[0].mustPutDomain("kept.test")
+	inSync(t, nodes...)
+	nodes[0].rollBack()
+	eventually(t, "the master has lost its lease", func() bool { has, err := nodes[0].db.HasLease(t.Context()); return err == nil && !has })
+	for name, do := range map[string]func() error{
+		"leave":  func() error { return nodes[1].operator().Leave(t.Context(), nil) },
+		"rename": func() error { _, err := nodes[1].operator().Rename(t.Context(), 0, "mx9"); return err },
+	} {
+		if err := do(); !errors.Is(err, db.ErrNoLease) || !strings.HasPrefix(err.Error(), "the master: ") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
