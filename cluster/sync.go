@@ -178,9 +178,9 @@ func (o *Operator) catchUp(ctx context.Context, st db.State, nodes []config.Node
 	}
 	switch relate(there.Position, st.Position) {
 	case Drifted:
-		return Synced{Node: master}, fmt.Errorf("%w: rows were changed by hand here", ErrWouldOverwrite)
+		return Synced{}, fmt.Errorf("%w: rows were changed by hand here", ErrWouldOverwrite)
 	case Ahead:
-		return Synced{Node: master}, fmt.Errorf("%w: this node is at %v, the master %s at %v", ErrWouldOverwrite, st.Position, label(master), there.Position)
+		return Synced{}, fmt.Errorf("%w: this node is at %v, the master %s at %v", ErrWouldOverwrite, st.Position, label(master), there.Position)
 	}
 	return o.take(ctx, master)
 }
