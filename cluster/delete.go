@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -14,6 +15,8 @@ import (
 // Deleted is what Delete did.
 type Deleted struct {
 	Node config.Node
+	// Already says that it was deleted before; of Node only CID and Name are set then.
+	Already bool
 	// Missing are members that do not know of it yet; they learn it first of all when they are back.
 	Missing []config.Node
 	// Majority says whether a majority of the old member list knows.
@@ -24,7 +27,8 @@ type Deleted struct {
 
 // Delete takes a node out of the cluster, on the master: its row goes, its CID and key are revoked for ever, and the secrets get a data
 // key that it does not know, in one commit. ErrNoDataKey where this node cannot open them. Then
-// it waits until a majority of the old member list holds that. confirm, unless nil, is asked before anything is changed.
+// it waits until a majority of the old member list holds that. confirm, unless nil, is asked before anything is changed. Again it does what
+// is left: it waits, and names the secrets.
 func (o *Operator) Delete(ctx context.Context, cid config.CID, confirm func(config.Node) bool) (Deleted, error) {
 	var d Deleted
 	st, err := o.masterState(ctx)
@@ -36,6 +40,13 @@ func (o *Operator) Delete(ctx context.Context, cid config.CID, confirm func(conf
 		return d, err
 	}
 	node, ok := memberOf(s.Nodes, cid)
+	if i := slices.IndexFunc(s.Revoked, func(r config.Revoked) bool { return r.CID == cid }); !ok && i >= 0 {
+		d.Already, d.Node = true, config.Node{CID: cid, Name: s.Revoked[i].Name}
+		if d.Secrets, err = o.DB.SecretNames(ctx); err == nil {
+			d.Missing, d.Majority = o.waitHeld(ctx, append(s.Nodes, d.Node), st.Position, cid)
+		}
+		return d, err
+	}
 	if !ok {
 		return d, fmt.Errorf("%w (cid == %d does not exist)", ErrNoSuchNode, cid)
 	}

@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"mailproxy/config"
+	"mailproxy/db"
 )
 
 // knowsItWasDeleted waits until status on the node names that and one remedy, and wants everything else to lead there and nowhere else.
@@ -136,5 +139,32 @@ func TestAnOperatorsWordMakesANodeMasterThatIsNotLetIn(t *testing.T) {
 	// And then it can still leave.
 	if err := o.Leave(t.Context(), nil); err != nil {
 		t.Errorf("leave: %v", err)
+	}
+}
+
+// A delete that was killed once the node was revoked has yet to wait, and to name what is to be changed.
+func TestADeleteThatWasKilledGoesOn(t *testing.T) {
+	nodes := newCluster(t, 3)
+	if _, err := nodes[0].db.Commit(t.Context(), db.Author{Who: "t"}, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutSecret(ctx, "dkim-key", []byte("x"))
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, nodes...)
+	nodes[1].stopDaemon()
+	revoke := func(ctx context.Context, tx *db.Tx) error { return tx.Revoke(ctx, 3) }
+	if _, err := nodes[0].db.Commit(t.Context(), db.Author{Who: "t"}, revoke, nil); err != nil {
+		t.Fatal(err)
+	}
+	o := nodes[0].operator()
+	o.Patience = time.Second
+	unasked := func(config.Node) bool { t.Error("it is asked again"); return false }
+	d, err := o.Delete(t.Context(), 3, unasked)
+	if err != nil || !d.Already || d.Node.Name != "mx3" || d.Majority || len(d.Missing) != 1 || d.Missing[0].CID != 2 {
+		t.Errorf("while less than a majority can know: %+v, %v", d, err)
+	}
+	nodes[1].start()
+	if d, err = nodes[0].operator().Delete(t.Context(), 3, unasked); err != nil || !d.Majority || len(d.Missing) > 0 || len(d.Secrets) != 1 {
+		t.Errorf("once the other is back: %+v, %v", d, err)
 	}
 }

@@ -46,7 +46,11 @@ func deleteCommand() *cli.Command {
 }
 
 func printDeleted(c *cli.Context, d cluster.Deleted) error {
-	_, _ = fmt.Fprintf(c.App.Writer, "%s(%d) deleted\n", d.Node.Name, d.Node.CID)
+	did := "deleted"
+	if d.Already {
+		did = "was deleted already"
+	}
+	_, _ = fmt.Fprintf(c.App.Writer, "%s(%d) %s\n", d.Node.Name, d.Node.CID, did)
 	if len(d.Secrets) > 0 {
 		_, _ = fmt.Fprintf(c.App.Writer, "it knew these secrets, change them: %s\n", strings.Join(d.Secrets, ", "))
 	}
