@@ -40,7 +40,13 @@ func (o *Operator) switchDrain(ctx context.Context, method string, cid config.CI
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*statusTimeout)
 	defer cancel()
-	if err := o.order(ctx, method, socket, "/drain", body, nil); err != nil {
+	err = o.order(ctx, method, socket, "/drain", body, nil)
+	if errors.Is(err, ErrNotMaster) {
+		if st, noDatabase := o.state(ctx); noDatabase == nil {
+			err = o.notMaster(ctx, st)
+		}
+	}
+	if err != nil {
 		return there, err
 	}
 	there, err = o.fetchStatus(ctx, socket, false)

@@ -132,13 +132,19 @@ func withDataKey(err error) error {
 type NotMasterError struct {
 	// Master is the zero Node where it is not known.
 	Master config.Node
+	// Away says that it does not answer.
+	Away bool
 }
 
 func (e *NotMasterError) Error() string {
 	if e.Master.CID == 0 {
 		return ErrNotMaster.Error()
 	}
-	return fmt.Sprintf("%v, %s(%d) at %s is", ErrNotMaster, e.Master.Name, e.Master.CID, hostOf(e.Master.Address))
+	s := fmt.Sprintf("%v, %s at %s is", ErrNotMaster, label(e.Master), hostOf(e.Master.Address))
+	if e.Away {
+		s += ", and does not answer"
+	}
+	return s
 }
 
 // Is makes it an ErrNotMaster.
@@ -152,6 +158,8 @@ type NoMajorityError struct {
 	Missing []string
 	// AtRisk are lines for the operator: what a forced promote may lose.
 	AtRisk []string
+	// Alone says that none of several other members answered: it is this node that is cut off, most likely.
+	Alone bool
 }
 
 func (e *NoMajorityError) Error() string {

@@ -122,6 +122,15 @@ func (o *Operator) notMaster(ctx context.Context, st db.State) error {
 	if s, err := o.DB.Load(ctx); err == nil && st.Promised.Owner != st.CID {
 		e.Master, _ = memberOf(s.Nodes, st.Promised.Owner)
 	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	self, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false)
+	if err != nil || len(notLetInBy(self.Peers)) > 0 { // nothing is known; or nobody is to be led to promote a node that was deleted
+		return e
+	}
+	for _, p := range self.Peers {
+		e.Away = e.Away || p.CID == e.Master.CID && p.Error != ""
+	}
 	return e
 }
 

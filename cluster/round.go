@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -289,6 +290,7 @@ func (r *round) enough(contacts []*contact, promised, force bool, self db.State)
 			e.Missing = append(e.Missing, label(a.node))
 		}
 	}
+	e.Alone = len(answers) > 2 && !slices.ContainsFunc(answers, func(a answer) bool { return a.node.CID != self.CID && a.err == nil })
 	return e
 }
 

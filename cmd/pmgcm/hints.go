@@ -74,7 +74,7 @@ var hints = []struct {
 	{cluster.ErrJoinUnreachable, `see that the daemon runs there and that its tunnel port is open to this node`},
 	{cluster.ErrNoFirstPush, `see that each node's tunnel port can be reached by the other, then run the same "pmgcm join" again`},
 	{db.ErrStale, `a promote is under way or was not finished; "pmgcm status" shows the epochs`},
-	{db.ErrNoLease, `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" here, then "pmgcm delete CID" each`},
+	{db.ErrNoLease, `bring the other nodes back ("pmgcm status"); where they are lost for good: "pmgcm promote --force" on the master, then "pmgcm delete CID" each`},
 	{db.ErrNoSchema, `the daemon sets it up when it starts: "systemctl restart mailproxy"; "pmgcm status" names what is wrong`},
 	{db.ErrDiskFull, `nothing was changed; "df -h" shows the disk that is full: make room, then run it again`},
 	{db.ErrInDoubt, `once the database answers, "mailproxy config history" shows whether that configuration is there`},
@@ -95,6 +95,13 @@ func hint(err error) string {
 	var usage *usageError
 	if errors.As(err, &usage) {
 		return "pmgcm --help"
+	}
+	if e, ok := errors.AsType[*cluster.NotMasterError](err); ok && e.Away {
+		return `run it on the master when that is back; if it is lost: "pmgcm promote" here first, then this again`
+	}
+	if e, ok := errors.AsType[*cluster.NoMajorityError](err); ok && e.Alone {
+		return `no other node answers here: see to this host's network first, it may be this node that is cut off; only where the others are lost: ` +
+			`"pmgcm promote --force" here`
 	}
 	for _, h := range hints {
 		if !errors.Is(err, h.err) || h.err == fs.ErrPermission && os.Geteuid() == 0 {
