@@ -32,7 +32,7 @@ func measureCluster(ctx context.Context, b *bench) error {
 	if _, err := b.startSink(ctx, sinkAddr); err != nil {
 		return err
 	}
-	nodes, err := b.startCluster(ctx)
+	nodes, err := b.startCluster(ctx, clusterIPs())
 	if err != nil {
 		return err
 	}
@@ -86,10 +86,10 @@ func measureCluster(ctx context.Context, b *bench) error {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// startCluster starts the nodes and joins them, as an administrator does: the lines of join-cmd are pasted.
-func (b *bench) startCluster(ctx context.Context) ([]*node, error) {
+// startCluster starts a node at each address and joins them, as an administrator does: the lines of join-cmd are pasted.
+func (b *bench) startCluster(ctx context.Context, ips []string) ([]*node, error) {
 	var nodes []*node
-	for i, ip := range clusterIPs() {
+	for i, ip := range ips {
 		n, err := b.startNode(ctx, fmt.Sprintf("node%d", i+1), ip)
 		if err != nil {
 			return nil, err
@@ -108,7 +108,8 @@ func (b *bench) startCluster(ctx context.Context) ([]*node, error) {
 		if len(args) == 0 {
 			return nil, fmt.Errorf("no line with pmgcm join in what join-cmd said: %s", line)
 		}
-		if _, err := n.pmgcm(ctx, args[1:]...); err != nil {
+		// All come from one address, which may try to join so often at once and then every 2 s.
+		if err := poll(ctx, time.Minute, time.Second, func() error { _, err := n.pmgcm(ctx, args[1:]...); return err }); err != nil {
 			return nil, err
 		}
 	}

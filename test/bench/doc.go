@@ -5,7 +5,9 @@
 //     rows of one round, and what is given is the median of the rounds.
 //  2. spool: the same with the next hop's port closed: Postfix's queue against mailproxy's spool, both on one disk, both synced.
 //  3. cluster: three nodes and 100,000 domains; the time from a commit on the master until each slave's SMTP answers by it.
-//  4. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add.
+//  4. cluster.16: 16 nodes; what their daemons and tunnels cost while nothing happens, and the time from the begin of a commit until the
+//     last of them answers by it.
+//  5. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add.
 //
 // All parts are real, live in one temporary directory and on 127.0.0.0/8, and are ended by their process IDs. Nothing is estimated:
 // what cannot be measured is named, and the command ends with exit code 1.

@@ -24,12 +24,23 @@ func measurements() []measurement {
 		{"smtp.cutthrough", measureCutThrough},
 		{"smtp.spool", measureSpool},
 		{"cluster", measureCluster},
+		{"cluster.16", measureSixteen},
 	}
 }
 
-// wanted says whether BENCH_ONLY, a prefix of a result's or measurement's name, leaves a measurement in.
+// wanted says whether BENCH_ONLY, a prefix of a result's or measurement's name, leaves a measurement in. A result is of the measurement
+// with the longest prefix of its name.
 func wanted(prefix, only string) bool {
-	return strings.HasPrefix(prefix, only) || strings.HasPrefix(only, prefix+".")
+	if strings.HasPrefix(prefix, only) {
+		return true
+	}
+	longest := ""
+	for _, m := range measurements() {
+		if strings.HasPrefix(only+".", m.prefix+".") && len(m.prefix) > len(longest) {
+			longest = m.prefix
+		}
+	}
+	return prefix == longest
 }
 
 func main() {

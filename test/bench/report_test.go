@@ -78,11 +78,15 @@ func TestNumber(t *testing.T) {
 
 func TestBenchOnlyLeavesMeasurementsIn(t *testing.T) {
 	for only, want := range map[string][]string{
-		"":                     {"memory", "smtp.cutthrough", "smtp.spool", "cluster"},
+		"":                     {"memory", "smtp.cutthrough", "smtp.spool", "cluster", "cluster.16"},
 		"smtp":                 {"smtp.cutthrough", "smtp.spool"},
 		"smtp.spool":           {"smtp.spool"},
 		"smtp.cutthrough.kept": {"smtp.cutthrough"},
 		"memory.idle_mb":       {"memory"},
+		"cluster":              {"cluster", "cluster.16"},
+		"cluster.16":           {"cluster.16"},
+		"cluster.16.cpu":       {"cluster.16"},
+		"cluster.commit":       {"cluster"},
 		"nothing":              nil,
 	} {
 		var got []string
@@ -126,5 +130,22 @@ func TestReportHoldsWhatBenchOnlyNames(t *testing.T) {
 	}
 	if len(first) != 2 || first["name"] != "smtp.cutthrough.kept.vs_postfix" || first["value"] != 2.346 {
 		t.Errorf("first line %s, want its name and value 2.346 and no more", lines[0])
+	}
+}
+
+func TestTheKernelsTablesAreRead(t *testing.T) {
+	stat := "4711 (mail (p) y) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 9 0 100 200 300"
+	if got, err := ticksOf(stat); got != 300 || err != nil {
+		t.Errorf("ticks of %q: %d, %v; want 300", stat, got, err)
+	}
+	dev := "Inter-|   Receive  |  Transmit\n face |bytes packets|bytes packets\n  eth0: 1 2 3\n    lo: 12345 67 0 0 0 0 0 0 12345 67\n"
+	if got, err := bytesOf(dev); got != 12345 || err != nil {
+		t.Errorf("bytes of lo: %d, %v; want 12345", got, err)
+	}
+	if _, err := ticksOf("4711 (x) S"); err == nil {
+		t.Error("half a stat line is read")
+	}
+	if _, err := bytesOf("eth0: 1 2"); err == nil {
+		t.Error("no lo is no error")
 	}
 }
