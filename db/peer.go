@@ -21,6 +21,8 @@ type Peer struct {
 	dial func(ctx context.Context) (net.Conn, error)
 	conn *pgx.Conn
 	sent *countingConn
+	// asked is what StateForPush has read, for the push behind it; nil: nothing.
+	asked *peerState
 }
 
 // OpenPeer connects to a peer by dial. The context ends only the opening.
@@ -103,13 +105,33 @@ func (p *Peer) state(ctx context.Context) (peerState, error) {
 	return s, err
 }
 
-// State reads the peer's state.
-func (p *Peer) State(ctx context.Context) (State, error) {
+// StateForPush is State with what a push wants to know beside it: one that follows asks no more.
+func (p *Peer) StateForPush(ctx context.Context) (State, error) {
 	s, err := p.state(ctx)
 	if err != nil {
 		return State{}, fmt.Errorf("read the peer's state: %w", err)
 	}
+	p.asked = &s
 	return s.State, nil
+}
+
+// lastState gives what StateForPush has read a moment ago, once; else it asks.
+func (p *Peer) lastState(ctx context.Context) (peerState, error) {
+	if s := p.asked; s != nil {
+		p.asked = nil
+		return *s, nil
+	}
+	return p.state(ctx)
+}
+
+// State reads the peer's state: what is asked of every peer again and again, so no more than that.
+func (p *Peer) State(ctx context.Context) (State, error) {
+	p.asked = nil
+	s, err := scanState(p.conn.QueryRow(ctx, "SELECT "+stateColumns+" FROM node.position()"))
+	if err != nil {
+		return State{}, fmt.Errorf("read the peer's state: %w", err)
+	}
+	return s, nil
 }
 
 // Promise asks the peer to promise us the n-th epoch, and gives its state under that promise. The same again is no error. ErrStale

@@ -113,7 +113,7 @@ func (d *DB) openForPush(ctx context.Context, p *Peer) (peerState, error) {
 	if !here.IsMaster() {
 		return peerState{}, &NotMasterError{Master: here.Promised.Owner}
 	}
-	there, err := p.state(ctx)
+	there, err := p.lastState(ctx)
 	if err != nil {
 		return peerState{}, err
 	}
@@ -198,6 +198,9 @@ func (s *sending) canDelta(ctx context.Context) (bool, error) {
 func (s *sending) delta(ctx context.Context) error {
 	var sql string
 	if err := s.tx.QueryRow(ctx, "SELECT node.delta_sql($1)", s.there.Position.Serial).Scan(&sql); err != nil {
+		return err
+	}
+	if done, err := s.burst(ctx, sql); done || err != nil {
 		return err
 	}
 	return s.send(ctx, sql, []string{})

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"mailproxy/config"
@@ -42,6 +44,81 @@ func TestPushFillsAJoinedNodeAndThenSendsOnlyWhatChanged(t *testing.T) {
 	if c[1].state(t).PushedAt.IsZero() {
 		t.Error("the slave does not know when it was pushed to")
 	}
+}
+
+// turns counts how often a conn is read from after it was written to: round trips.
+type turns struct {
+	net.Conn
+	wrote atomic.Bool
+	n     atomic.Int64
+}
+
+func (c *turns) Write(b []byte) (int, error) {
+	c.wrote.Store(true)
+	return c.Conn.Write(b)
+}
+
+func (c *turns) Read(b []byte) (int, error) {
+	if c.wrote.Swap(false) {
+		c.n.Add(1)
+	}
+	return c.Conn.Read(b)
+}
+
+// Over a far link a change is as late as it takes round trips.
+func TestAChangeIsPushedInTwoRoundTrips(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	var far *turns
+	dial := dialer(t, c[1].DB, c[0].cid)
+	p, err := db.OpenPeer(t.Context(), func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx)
+		far = &turns{Conn: conn}
+		return far, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for i := range 2 { // at first the statements are prepared
+		put(t, c[0].DB, fmt.Sprintf("b%d.test", i), fmt.Sprintf("c%d.test", i))
+		far.n.Store(0)
+		if s, err := c[0].Push(t.Context(), p, nil); err != nil || s.Full || s.InSync() {
+			t.Fatalf("push: %+v, %v", s, err)
+		}
+	}
+	if got := far.n.Load(); got != 2 {
+		t.Errorf("%d round trips, want 2: the peer's state, and the rows", got)
+	}
+	same(t, c[0], c[1])
+}
+
+// Many rows are not held in memory, and a change that is refused is undone as a whole.
+func TestPushOfManyChanges(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test")
+	push(t, c[0], c[1])
+	for _, n := range []int{199, 201, 1000} {
+		commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+			for i := range n {
+				if err := tx.PutDomain(ctx, config.Domain{Name: fmt.Sprintf("d%d-%d.test", n, i)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if s := push(t, c[0], c[1]); s.Full || s.Rows != int64(2*n+1) {
+			t.Errorf("%d changes: %+v", n, s)
+		}
+		same(t, c[0], c[1])
+	}
+	big := strings.Repeat("x", 1<<16)
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutDomain(ctx, config.Domain{Name: "big.test", Comment: big})
+	})
+	push(t, c[0], c[1])
+	same(t, c[0], c[1])
 }
 
 func TestPushRepairsDrift(t *testing.T) {
