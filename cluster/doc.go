@@ -4,8 +4,9 @@
 //
 //  1. It reads its own state (position and promise, one row) and from it its role: single, master or slave. A role is a function
 //     that it is in, with a context that dies with the role.
-//  2. It asks every peer's position every few seconds, and at once when the tunnel to it comes up. A higher epoch in force at a
-//     peer is promised, durably, before anything else: from then on the own write guard refuses, and the node is a slave.
+//  2. It asks every peer's position every few seconds (a slave asks other slaves less often), and at once when the tunnel to it comes up.
+//     A higher epoch in force at a peer is promised, durably, before anything else: from then on the own write guard refuses, and the
+//     node is a slave.
 //  3. As master it runs one pusher per slave: a dirty mark, then read both positions, compare, push. It re-reads instead of
 //     queueing, so ten commits in a burst are one push. It renews its lease as long as a majority holds its epoch.
 //  4. A master that is refused for a promise, with no higher epoch in force anywhere in reach, runs the promote round itself, so

@@ -64,7 +64,11 @@ func (n *Node) pushOnce(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pe
 		return p, db.ErrNotMaster
 	}
 	asked := n.o.Now()
-	p, theirs, err := n.askPeer(ctx, p, cid, n.openBulk)
+	ask := (*db.Peer).StateForPush
+	if n.lastHeard(cid) == mine.Position {
+		ask = (*db.Peer).State
+	}
+	p, theirs, err := n.askPeer(ctx, p, cid, n.openBulk, ask)
 	n.see(cid, asked, theirs, err)
 	if err != nil {
 		return p, err
@@ -78,22 +82,34 @@ func (n *Node) pushOnce(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pe
 	}
 	switch relate(mine.Position, theirs.Position) {
 	case InSync:
-		return p, n.confirm(ctx, p, mine.Position)
+		return p, n.confirm(ctx, p, cid, mine.Position)
 	case Drifted, Ahead: // shown by status; an operator decides
 		return p, nil
 	}
-	return p, n.send(ctx, p, cid)
+	return p, n.send(ctx, p, cid, theirs)
+}
+
+// lastHeard is the position at which a peer was last heard.
+func (n *Node) lastHeard(cid config.CID) config.Position {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if v := n.views[cid]; v != nil {
+		return v.state.Position
+	}
+	return config.Position{}
 }
 
 // confirm lets a slave that is in sync note that it is.
-func (n *Node) confirm(ctx context.Context, p *db.Peer, at config.Position) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (n *Node) confirm(ctx context.Context, p *db.Peer, cid config.CID, at config.Position) error {
+	ctx, cancel := context.WithTimeout(ctx, n.askBound(cid))
 	defer cancel()
 	return p.Heartbeat(ctx, at)
 }
 
-// send brings a slave that is behind to our position; one that was away when this epoch began is made to promise it first.
-func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID) error {
+// send brings a slave that is behind to our position; one that was away when this epoch began is made to promise it first. What the slave
+// is then is known without another question.
+func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID, theirs db.State) error {
+	asked := n.o.Now()
 	stats, err := n.o.DB.Push(ctx, p, nil)
 	if err != nil {
 		return fmt.Errorf("push to node %d: %w", cid, err)
@@ -105,12 +121,10 @@ func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID) error {
 		e = e.Int("journalled", stats.Journalled)
 	}
 	e.Msg("push.done")
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	asked := n.o.Now()
-	st, err := p.State(ctx)
-	n.see(cid, asked, st, err)
-	return err
+	theirs.Position, theirs.Promised = stats.To, stats.To.Epoch
+	theirs.JournalLen += stats.Journalled
+	n.see(cid, asked, theirs, nil)
+	return nil
 }
 
 // ownState reads the own state with a bound.
@@ -168,7 +182,7 @@ func (n *Node) wedged() bool {
 // recoverEpoch begins a new epoch of our own, with a majority as always.
 func (n *Node) recoverEpoch(ctx context.Context) {
 	r := &round{
-		db: n.o.DB, open: n.openPeer, author: db.Author{Who: "mailproxy", Command: "recover from a promote that was not finished"},
+		db: n.o.DB, open: n.openPeer, bound: n.askBound, author: db.Author{Who: "mailproxy", Command: "recover from a promote that was not finished"},
 		say: func(string, ...any) {}, recovers: true,
 	}
 	out, err := r.run(ctx, false)

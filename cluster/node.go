@@ -47,9 +47,9 @@ type Options struct {
 type Timing struct {
 	// Poll is how often the own state is read where nothing wakes us: 1 s.
 	Poll time.Duration
-	// Probe is how often each peer is asked for its position: 3 s.
+	// Probe is how often a master asks its slaves for their position: 3 s. Slaves ask each other less often.
 	Probe time.Duration
-	// Confirm is how often a slave in sync is compared again by its pusher: 10 s.
+	// Confirm is how often a slave in sync is compared again by its pusher, and asks its master: 10 s.
 	Confirm time.Duration
 	// Retry is the longest pause between two attempts to push; the first is a twentieth of it: 5 s.
 	Retry time.Duration
@@ -78,8 +78,20 @@ func (t Timing) withDefaults() Timing {
 	return t
 }
 
-// askTimeout bounds one question to a peer or to the own database.
+// askTimeout bounds one question to the own database or to a peer that is near: a dead one costs no more.
 const askTimeout = 2 * time.Second
+
+// A peer that is far may take so many round trips longer: a stream and a session are opened for the question, and where there is none yet a
+// connection for bulk. longestAsk bounds that, since a peer that was frozen seems far.
+const (
+	askRoundTrips = 8
+	longestAsk    = 10 * time.Second
+)
+
+// askBound bounds one question to a peer by what the last round trip took, of which halfTrip is the half.
+func askBound(halfTrip time.Duration) time.Duration {
+	return min(askTimeout+askRoundTrips*2*halfTrip, longestAsk)
+}
 
 // A Node is this node's part in the cluster. Its methods may be called at once from several goroutines.
 //
@@ -103,6 +115,8 @@ type Node struct {
 	guesses guesses
 
 	mu sync.Mutex // guards the rest
+	// loaded is closed and replaced when the configuration was loaded again.
+	loaded chan struct{}
 	// state is the last that was read, stateErr why the last reading failed, stateAt when it last succeeded.
 	state    db.State
 	stateErr error
@@ -162,7 +176,7 @@ func New(o Options) *Node {
 		o.Snapshot = func() *config.Snapshot { return nil }
 	}
 	return &Node{
-		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1),
+		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1), loaded: make(chan struct{}),
 		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[warning]*repeat{},
 		clockSaid: map[config.CID]time.Time{},
 	}
@@ -181,7 +195,20 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // Wake tells the node that the configuration was loaded again: members may have changed. It does not block.
-func (n *Node) Wake() { kick(n.wake) }
+func (n *Node) Wake() {
+	n.mu.Lock()
+	close(n.loaded)
+	n.loaded = make(chan struct{})
+	n.mu.Unlock()
+	kick(n.wake)
+}
+
+// nextLoad gives a channel that is closed at the next Wake.
+func (n *Node) nextLoad() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.loaded
+}
 
 // Changed tells the node that a commit or a promise became visible in the database. It does not block, and slaves are pushed to
 // without waiting until the daemon has loaded and compiled the new configuration.
@@ -244,6 +271,11 @@ func (n *Node) refresh(ctx context.Context) (db.State, error) {
 func (n *Node) keepLocked(st db.State) {
 	if !n.stateAt.IsZero() && drifted(n.state, st) {
 		n.foundDriftLocked(n.state.Position, st.Position.Digest)
+	}
+	if n.state.Promised != st.Promised || n.state.Position.Epoch != st.Position.Epoch { // another master, asked at another pace
+		for _, k := range n.kicks {
+			kick(k.probe)
+		}
 	}
 	n.state, n.stateAt = st, n.o.Now()
 	if n.drift != nil && n.drift.over(st.Position) {
@@ -349,7 +381,7 @@ func (n *Node) ensurePeerRoles(ctx context.Context) {
 
 // pause waits for d, a little varied so that nodes do not march in step, or for one of the kicks, or for ctx.
 func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{}) {
-	t := time.NewTimer(d - d/8 + rand.N(d/4+1))
+	t := time.NewTimer(varied(d))
 	defer t.Stop()
 	var a, b chan struct{}
 	if len(wakes) > 0 {
@@ -365,6 +397,19 @@ func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{
 	case <-b:
 	}
 }
+
+// pauseUntil is pause until an event at the latest.
+func (n *Node) pauseUntil(ctx context.Context, d time.Duration, event <-chan struct{}) {
+	t := time.NewTimer(varied(d))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-event:
+	}
+}
+
+func varied(d time.Duration) time.Duration { return d - d/8 + rand.N(d/4+1) }
 
 // A warning is named by its event and the peer that it is about; 0 is none.
 type warning struct {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"mailproxy/config"
@@ -41,6 +42,12 @@ type Operator struct {
 
 	// awaited: the database is not being made ready any more.
 	awaited bool
+	// far is how far the peers are, as the daemon said when it was last asked.
+	far struct {
+		sync.Mutex
+		asked     time.Time
+		halfTrips map[config.CID]time.Duration // half of the round trip
+	}
 }
 
 // Bounds of what is asked of other nodes and of the daemon.
@@ -149,7 +156,7 @@ func (o *Operator) openPeer(ctx context.Context, cid config.CID) (*db.Peer, erro
 
 // peerState asks a peer for its state once.
 func (o *Operator) peerState(ctx context.Context, cid config.CID) (db.State, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, o.askBound(cid))
 	defer cancel()
 	p, err := o.openPeer(ctx, cid)
 	if err != nil {
@@ -158,6 +165,28 @@ func (o *Operator) peerState(ctx context.Context, cid config.CID) (db.State, err
 	defer p.Close()
 	return p.State(ctx)
 }
+
+// askBound bounds one question to a peer, by the round trip that the daemon last measured.
+func (o *Operator) askBound(cid config.CID) time.Duration {
+	f := &o.far
+	f.Lock()
+	defer f.Unlock()
+	if time.Since(f.asked) > halfTripsAge {
+		ctx, cancel := context.WithTimeout(context.Background(), selfTimeout)
+		defer cancel()
+		if s, err := o.fetchStatus(ctx, o.Local.ControlSocket(), false); err == nil {
+			f.halfTrips = map[config.CID]time.Duration{}
+			for _, p := range s.Peers {
+				f.halfTrips[p.CID] = time.Duration(p.ClockWithinMS) * time.Millisecond
+			}
+		}
+		f.asked = time.Now()
+	}
+	return askBound(f.halfTrips[cid])
+}
+
+// halfTripsAge is how old the daemon's answer may be.
+const halfTripsAge = 3 * time.Second
 
 // needDaemon refuses where the local daemon does not answer, since without it there are no tunnels.
 func (o *Operator) needDaemon(ctx context.Context) error {

@@ -10,9 +10,6 @@ import (
 	"mailproxy/db"
 )
 
-// tunnelPoll is how often the tunnel's list of peers is looked at, which costs nothing but a lock.
-const tunnelPoll = 250 * time.Millisecond
-
 // openPeer opens a session on a peer's PostgreSQL.
 func (n *Node) openPeer(ctx context.Context, cid config.CID) (*db.Peer, error) {
 	return db.OpenPeer(ctx, func(ctx context.Context) (net.Conn, error) { return n.o.Tunnel.Dial(ctx, cid, "postgres") })
@@ -45,6 +42,7 @@ func (n *Node) perPeer(ctx context.Context, f func(ctx context.Context, node con
 		}
 	}()
 	for ctx.Err() == nil {
+		loaded := n.nextLoad()
 		peers := n.peers()
 		for cid, r := range runs {
 			if _, ok := memberOf(peers, cid); !ok {
@@ -62,7 +60,7 @@ func (n *Node) perPeer(ctx context.Context, f func(ctx context.Context, node con
 			running.Go(func() { f(c, p, k) })
 		}
 		n.forget(peers)
-		n.pause(ctx, tunnelPoll)
+		n.pauseUntil(ctx, n.o.Timing.Poll, loaded)
 	}
 }
 
@@ -90,7 +88,9 @@ func (n *Node) forget(peers []config.Node) {
 	}
 }
 
-// probe asks one peer for its position every few seconds, and learns from the answer.
+// probe asks one peer for its position again and again, and learns from the answer: a master every few seconds, since its lease hangs on
+// the answers; a slave its master as often as that confirms it, and the other slaves so seldom that there is as much to ask in a large
+// cluster as in a small one.
 func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 	var p *db.Peer
 	defer func() {
@@ -102,20 +102,42 @@ func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 		var st db.State
 		var err error
 		asked := n.o.Now()
-		if p, st, err = n.askPeer(ctx, p, node.CID, n.openPeer); ctx.Err() == nil {
+		if p, st, err = n.askPeer(ctx, p, node.CID, n.openPeer, (*db.Peer).State); ctx.Err() == nil {
 			n.see(node.CID, asked, st, err)
 			if err == nil {
 				n.learn(ctx, st)
 			}
 		}
-		n.pause(ctx, n.o.Timing.Probe, k.probe)
+		every, soon := n.probePace(node.CID)
+		if !soon && p != nil { // an open stream has the tunnel looked at every few seconds
+			p.Close()
+			p = nil
+		}
+		n.pause(ctx, every, k.probe)
 	}
+}
+
+// slavesProbe is how often a slave asks another one, in Probes and for each other member. It would learn of a new epoch even if neither
+// its master nor the old one could tell it. The pace is taken anew whenever the own epoch or promise changes.
+const slavesProbe = 10
+
+// probePace is how often a peer is asked, and whether that is soon enough to keep the session.
+func (n *Node) probePace(cid config.CID) (every time.Duration, soon bool) {
+	st := n.known()
+	switch {
+	case st.CID == 0 || st.Position.Epoch.Owner == st.CID: // also a master that was deposed
+		return n.o.Timing.Probe, true
+	case st.Promised.Owner == cid || st.Position.Epoch.Owner == cid:
+		return n.o.Timing.Confirm, true
+	}
+	return n.o.Timing.Probe * time.Duration(slavesProbe*len(n.peers())), false
 }
 
 // askPeer reads a peer's state over p, which it opens where it is nil. It gives back the session to use next time.
 func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID, open func(context.Context, config.CID) (*db.Peer, error),
+	ask func(*db.Peer, context.Context) (db.State, error),
 ) (*db.Peer, db.State, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, n.askBound(cid))
 	defer cancel()
 	if p == nil {
 		var err error
@@ -123,13 +145,16 @@ func (n *Node) askPeer(ctx context.Context, p *db.Peer, cid config.CID, open fun
 			return nil, db.State{}, err
 		}
 	}
-	st, err := p.State(ctx)
+	st, err := ask(p, ctx)
 	if err != nil {
 		p.Close()
 		return nil, db.State{}, err
 	}
 	return p, st, nil
 }
+
+// askBound bounds one question to a peer.
+func (n *Node) askBound(cid config.CID) time.Duration { return askBound(n.o.Tunnel.Clock(cid).Within) }
 
 // see keeps what a peer answered to what was asked then. A peer that comes back is pushed to at once.
 func (n *Node) see(cid config.CID, asked time.Time, st db.State, err error) {
@@ -180,6 +205,7 @@ func (n *Node) learn(ctx context.Context, theirs db.State) {
 func (n *Node) watchTunnel(ctx context.Context) error {
 	up := map[config.CID]bool{}
 	for ctx.Err() == nil {
+		changed := n.o.Tunnel.Changed()
 		peers := n.o.Tunnel.Peers()
 		n.clocks(ctx, peers)
 		for _, p := range peers {
@@ -193,7 +219,7 @@ func (n *Node) watchTunnel(ctx context.Context) error {
 				kick(k.up)
 			}
 		}
-		n.pause(ctx, tunnelPoll)
+		n.pauseUntil(ctx, n.o.Timing.Confirm, changed) // clocks are measured meanwhile
 	}
 	return ctx.Err()
 }

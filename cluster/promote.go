@@ -38,7 +38,7 @@ func (o *Operator) Promote(ctx context.Context, force bool) (Promoted, error) {
 	if err := o.needDaemon(ctx); err != nil {
 		return Promoted{}, err
 	}
-	r := &round{db: o.DB, open: o.openPeer, author: o.Author, say: o.say, recovers: st.IsMaster()}
+	r := &round{db: o.DB, open: o.openPeer, bound: o.askBound, author: o.Author, say: o.say, recovers: st.IsMaster()}
 	if !o.NotDeleted {
 		r.notLetInBy = o.notLetInBy
 	}

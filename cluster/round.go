@@ -34,6 +34,7 @@ var errInForce = errors.New("a higher epoch is in force")
 type round struct {
 	db     *db.DB
 	open   func(ctx context.Context, cid config.CID) (*db.Peer, error)
+	bound  func(cid config.CID) time.Duration // of one question
 	author db.Author
 	say    func(format string, args ...any)
 	// notLetInBy names the members that do not let this node in, from what was heard by now; nil: they are not asked for.
@@ -82,7 +83,7 @@ func (r *round) attempt(ctx context.Context, force bool) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	contacts := r.ask(ctx, self, members)
+	contacts := r.ask(ctx, self, members, force)
 	defer closeContacts(contacts)
 	if r.recovers {
 		for _, c := range contacts {
@@ -168,8 +169,11 @@ func (r *round) prepare(ctx context.Context) (db.State, []config.Node, error) {
 	return self, s.Nodes, nil
 }
 
-// ask reads the position of every member, side by side.
-func (r *round) ask(ctx context.Context, self db.State, members []config.Node) []*contact {
+// forcedHaste is how much less a forced round waits for each: whoever forces it knows that some are dead.
+const forcedHaste = askTimeout / 2
+
+// ask reads the position of every member, side by side. A dead one costs a bounded time; one that is far is given its round trips.
+func (r *round) ask(ctx context.Context, self db.State, members []config.Node, force bool) []*contact {
 	contacts := make([]*contact, len(members))
 	var all sync.WaitGroup
 	for i, m := range members {
@@ -180,7 +184,11 @@ func (r *round) ask(ctx context.Context, self db.State, members []config.Node) [
 			continue
 		}
 		all.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, askTimeout)
+			bound := r.bound(m.CID)
+			if force {
+				bound -= forcedHaste
+			}
+			ctx, cancel := context.WithTimeout(ctx, bound)
 			defer cancel()
 			if c.peer, c.err = r.open(ctx, m.CID); c.err != nil {
 				return

@@ -256,7 +256,7 @@ func (o *Operator) take(ctx context.Context, node config.Node) (Synced, error) {
 }
 
 func (o *Operator) openPeerSoon(ctx context.Context, cid config.CID) (*db.Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, o.askBound(cid))
 	defer cancel()
 	return o.openPeer(ctx, cid)
 }

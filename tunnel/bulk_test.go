@@ -75,7 +75,9 @@ func TestAConnectionForBulkEndsWithItsLastStream(t *testing.T) {
 }
 
 func TestAConnectionForBulkEndsWithTheOther(t *testing.T) {
-	p := pairBy(t, config.TunnelSSH)
+	timing := quick()
+	timing.idle = time.Minute
+	p := pairWith(t, config.TunnelSSH, timing)
 	c := p.a.mustDialBulk(2)
 	ping(t, c, "before")
 	p.stall()

@@ -42,6 +42,7 @@ type conn struct {
 	local, remote Addr
 	linger        time.Duration // how long Close lets the flusher try
 	plain         bool          // the other end sends no fin: its EOF is the end, unless the connection is seen to break
+	packed        bool          // see pack.go
 	lingering     *time.Timer   // guarded by out.mu
 	in            inbound
 	out           outbound
@@ -60,6 +61,7 @@ func startConn(ch ssh.Channel, requests <-chan *ssh.Request, c *conn, spawn func
 	c.ch = ch
 	c.in.cond, c.out.cond = sync.NewCond(&c.in.mu), sync.NewCond(&c.out.mu)
 	fin, drained := make(chan struct{}), make(chan struct{})
+	from, to := c.packing(ch)
 	ok := spawn(func() {
 		var both sync.WaitGroup
 		both.Go(func() {
@@ -69,8 +71,8 @@ func startConn(ch ssh.Channel, requests <-chan *ssh.Request, c *conn, spawn func
 		if c.plain {
 			close(fin)
 		}
-		both.Go(func() { c.in.fill(ch, fin, drained) })
-		c.out.flush(ch, !c.plain)
+		both.Go(func() { c.in.fill(from, fin, drained) })
+		c.out.flush(ch, to, !c.plain)
 		both.Wait()
 		c.out.mu.Lock()
 		if c.lingering != nil {
@@ -112,10 +114,10 @@ type inbound struct {
 	by     deadline
 }
 
-func (in *inbound) fill(ch io.Reader, fin, drained <-chan struct{}) {
+func (in *inbound) fill(from io.Reader, fin, drained <-chan struct{}) {
 	buf := make([]byte, chunkBytes)
 	for {
-		n, err := ch.Read(buf)
+		n, err := from.Read(buf)
 		if errors.Is(err, io.EOF) {
 			err = howEnded(fin, drained)
 		}
@@ -216,7 +218,7 @@ func (o *outbound) write(p []byte) (n int, err error) {
 }
 
 // flush sends what is written, then the fin where one is wanted, then closes the channel.
-func (o *outbound) flush(ch ssh.Channel, withFin bool) {
+func (o *outbound) flush(ch ssh.Channel, to io.Writer, withFin bool) {
 	own := make([]byte, 0, chunkBytes)
 	for {
 		o.mu.Lock()
@@ -233,7 +235,7 @@ func (o *outbound) flush(ch ssh.Channel, withFin bool) {
 		if len(own) == 0 {
 			break
 		}
-		if _, err := ch.Write(own); err != nil {
+		if _, err := to.Write(own); err != nil {
 			o.fail(fmt.Errorf("%w: %w", syscall.EPIPE, err))
 			return
 		}

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -25,6 +26,7 @@ type sshPair struct {
 	server   ssh.Conn
 	incoming <-chan ssh.NewChannel
 	raw      net.Conn // the client's
+	packed   bool
 	own      owned
 }
 
@@ -77,6 +79,29 @@ func newSSHPair(t testing.TB) *sshPair {
 	return p
 }
 
+// eachConn runs a test with conns of both kinds.
+func eachConn(t *testing.T, test func(t *testing.T, p *sshPair)) {
+	for name, packed := range map[string]bool{"plain": false, "packed": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newSSHPair(t)
+			p.packed = packed
+			test(t, p)
+		})
+	}
+}
+
+// noise is what cannot be packed.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails
+	return b
+}
+
+func (p *sshPair) newConn(ch ssh.Channel, requests <-chan *ssh.Request, local, remote Addr) (*conn, error) {
+	c := &conn{local: local, remote: remote, linger: 200 * time.Millisecond, packed: p.packed}
+	return startConn(ch, requests, c, p.own.spawn, func(*conn) {})
+}
+
 // pair opens a channel and gives both ends.
 func (p *sshPair) pair() (a, b *conn, err error) {
 	type end struct {
@@ -90,14 +115,14 @@ func (p *sshPair) pair() (a, b *conn, err error) {
 			far <- end{nil, err}
 			return
 		}
-		c, err := newConn(ch, requests, Addr{2, "x"}, Addr{1, "x"}, 200*time.Millisecond, p.own.spawn, func(*conn) {})
+		c, err := p.newConn(ch, requests, Addr{2, "x"}, Addr{1, "x"})
 		far <- end{c, err}
 	}()
 	ch, requests, err := p.client.OpenChannel("x", nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	if a, err = newConn(ch, requests, Addr{1, "x"}, Addr{2, "x"}, 200*time.Millisecond, p.own.spawn, func(*conn) {}); err != nil {
+	if a, err = p.newConn(ch, requests, Addr{1, "x"}, Addr{2, "x"}); err != nil {
 		return nil, nil, err
 	}
 	e := <-far
@@ -113,16 +138,18 @@ func (p *sshPair) mustPair(t testing.TB) (a, b *conn) {
 	return a, b
 }
 
-func TestConnConforms(t *testing.T) {
-	p := newSSHPair(t)
+func TestConnConforms(t *testing.T) { eachConn(t, testConnConforms) }
+
+func testConnConforms(t *testing.T, p *sshPair) {
 	nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
 		a, b, err := p.pair()
 		return a, b, func() { a.Close(); b.Close() }, err
 	})
 }
 
-func TestADeadlineEndsWhatIsUnderWay(t *testing.T) {
-	p := newSSHPair(t)
+func TestADeadlineEndsWhatIsUnderWay(t *testing.T) { eachConn(t, testADeadlineEndsWhatIsUnderWay) }
+
+func testADeadlineEndsWhatIsUnderWay(t *testing.T, p *sshPair) {
 	for what, use := range map[string]func(c net.Conn) error{
 		"a read that nobody answers": func(c net.Conn) error {
 			c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -131,7 +158,7 @@ func TestADeadlineEndsWhatIsUnderWay(t *testing.T) {
 		},
 		"a write that nobody reads": func(c net.Conn) error {
 			c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-			_, err := c.Write(make([]byte, 8<<20)) // more than SSH's window
+			_, err := c.Write(noise(8 << 20)) // more than SSH's window
 			return err
 		},
 		"a read with a deadline set meanwhile": func(c net.Conn) error {
@@ -153,8 +180,10 @@ func TestADeadlineEndsWhatIsUnderWay(t *testing.T) {
 	}
 }
 
-func TestHalfAClose(t *testing.T) {
-	a, b := newSSHPair(t).mustPair(t)
+func TestHalfAClose(t *testing.T) { eachConn(t, testHalfAClose) }
+
+func testHalfAClose(t *testing.T, p *sshPair) {
+	a, b := p.mustPair(t)
 	defer a.Close()
 	defer b.Close()
 	io.WriteString(a, "all I have to say")
@@ -174,8 +203,9 @@ func TestHalfAClose(t *testing.T) {
 	}
 }
 
-func TestCloseSendsWhatWasWritten(t *testing.T) {
-	p := newSSHPair(t)
+func TestCloseSendsWhatWasWritten(t *testing.T) { eachConn(t, testCloseSendsWhatWasWritten) }
+
+func testCloseSendsWhatWasWritten(t *testing.T, p *sshPair) {
 	for range 50 {
 		a, b := p.mustPair(t)
 		data := bytes.Repeat([]byte("x"), 1<<20)
@@ -191,10 +221,14 @@ func TestCloseSendsWhatWasWritten(t *testing.T) {
 }
 
 func TestCloseGivesUpOnAPeerThatDoesNotRead(t *testing.T) {
-	a, b := newSSHPair(t).mustPair(t)
+	eachConn(t, testCloseGivesUpOnAPeerThatDoesNotRead)
+}
+
+func testCloseGivesUpOnAPeerThatDoesNotRead(t *testing.T, p *sshPair) {
+	a, b := p.mustPair(t)
 	for n := 1; n > 0; { // until SSH's window is full
 		a.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		n, _ = a.Write(make([]byte, 1<<20))
+		n, _ = a.Write(noise(1 << 20))
 	}
 	a.Close()
 	// Only now does it read: what it gets is marked as not whole.
@@ -210,7 +244,10 @@ func TestCloseGivesUpOnAPeerThatDoesNotRead(t *testing.T) {
 }
 
 func TestABrokenConnectionIsNoEndOfFile(t *testing.T) {
-	p := newSSHPair(t)
+	eachConn(t, testABrokenConnectionIsNoEndOfFile)
+}
+
+func testABrokenConnectionIsNoEndOfFile(t *testing.T, p *sshPair) {
 	a, b := p.mustPair(t)
 	io.WriteString(a, "half of it")
 	got := make([]byte, 10)
@@ -226,8 +263,10 @@ func TestABrokenConnectionIsNoEndOfFile(t *testing.T) {
 	}
 }
 
-func TestConcurrentWritesDoNotMix(t *testing.T) {
-	a, b := newSSHPair(t).mustPair(t)
+func TestConcurrentWritesDoNotMix(t *testing.T) { eachConn(t, testConcurrentWritesDoNotMix) }
+
+func testConcurrentWritesDoNotMix(t *testing.T, p *sshPair) {
+	a, b := p.mustPair(t)
 	defer b.Close()
 	var writers sync.WaitGroup
 	const size = 100_000

@@ -19,6 +19,6 @@
 //
 // Its invariants: a peer is let in only with a certificate of its kind (user certificates dial, host certificates answer), signed by
 // a CA that the snapshot lists, for its CID and this cluster, over the very key that the snapshot holds for that CID; everything from
-// the network is bounded in size, number and time; who is silent for ten seconds is cut; a stream that ends without the other side's
+// the network is bounded in size, number and time; who is silent for ten seconds while somebody waits is cut; a stream that ends without the other side's
 // word is an error, never an end of file; Run returns when all that it started has ended.
 package tunnel

@@ -46,14 +46,18 @@ func instanceOf(announced []byte) string {
 	return last
 }
 
-// otherLocked says whether a session with another daemon of the peer lives. One that is silent does not count: its host may be gone, and
-// this be the same node again.
+// otherLocked says whether a session with another daemon of the peer lives, and has it looked at. One that gives no sign of life when it is
+// asked for it does not count: its host may be gone, and this be the same node again.
 func (t *Tunnel) otherLocked(p *peer, instance string) bool {
 	if p == nil || instance == "" {
 		return false
 	}
 	for _, s := range p.sessions {
-		if s.instance != "" && s.instance != instance && s.reason() == nil && s.wire.silence() < 2*t.timing.keepAlive {
+		if s.instance == "" || s.instance == instance || s.reason() != nil {
+			continue
+		}
+		s.doubt()
+		if s.unanswered(time.Now()) < t.timing.keepAlive {
 			return true
 		}
 	}

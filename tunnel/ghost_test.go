@@ -94,7 +94,25 @@ func TestAGhostIsSeenOnlyBesideALivePeer(t *testing.T) {
 	if at != "" {
 		t.Errorf("at once: %q", at)
 	}
-	eventually(t, "the peer was heard since", 10*time.Second, func() bool { return n.peerState(2).Ghost == "192.0.2.1" })
+	eventually(t, "the peer was heard since", 10*time.Second, func() bool {
+		n.mu.Lock()
+		n.peers[2].sessions[0].doubt() // as whoever refuses does
+		n.mu.Unlock()
+		return n.peerState(2).Ghost == "192.0.2.1"
+	})
+}
+
+// A node whose host went away without a word comes back: the old connection, on which nobody waits, is doubted and found silent.
+func TestANodeThatComesBackIsNotHeldUpByAnIdleConnection(t *testing.T) {
+	c := quick()
+	c.idle, c.dead = time.Minute, time.Minute
+	ca := newCA(t)
+	a, b, r := partitionOf(t, ca, c)
+	r.stall()
+	again := cloneOf(t, a)
+	again.start()
+	again.Reload(snapshot(ca, a, b))
+	again.waitUp(2)
 }
 
 func TestInstance(t *testing.T) {

@@ -28,7 +28,7 @@ const testCluster = "5f0c1c1e-0000-4000-8000-000000000001"
 func quick() timing {
 	c := defaultTiming()
 	// Long enough for a machine that does much else.
-	c.keepAlive, c.dead = 100*time.Millisecond, 1200*time.Millisecond
+	c.keepAlive, c.measure, c.idle, c.dead = 100*time.Millisecond, 200*time.Millisecond, 500*time.Millisecond, 1200*time.Millisecond
 	c.backoffMin, c.backoffMax, c.second, c.surplus = 10*time.Millisecond, 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
 	c.kick, c.steady, c.linger = 10*time.Millisecond, 50*time.Millisecond, time.Second
 	c.handshake, c.startup, c.join = 3*time.Second, 300*time.Millisecond, 5*time.Second

@@ -27,6 +27,8 @@ type peer struct {
 	node config.Node
 	// in and out count channels that the peer opened and that we did.
 	in, out *slots
+	// packed counts those of in that are packed.
+	packed *slots
 	// want is the kind of carrier that connections shall have.
 	want config.TunnelKind
 	// unlike is why there is none of that kind, from the last attempt.
@@ -91,6 +93,7 @@ func newPeer(n config.Node) *peer {
 	return &peer{
 		cid: n.CID, node: n, kick: make(chan struct{}, 1), bulking: make(chan struct{}, 1), changed: make(chan struct{}), done: make(chan struct{}),
 		in: &slots{all: maxChannels, each: maxChannels}, out: &slots{all: maxChannels, each: maxChannels},
+		packed: &slots{all: maxPacked, each: maxPacked},
 	}
 }
 
@@ -219,7 +222,7 @@ func (t *Tunnel) add(s *session) error {
 			}
 		}
 	}
-	p.changedLocked()
+	t.changedLocked(p)
 	for _, other := range p.sessions {
 		t.retireLocked(p, other)
 	}
@@ -263,7 +266,7 @@ func (t *Tunnel) remove(s *session) {
 			}
 		}
 	}
-	p.changedLocked()
+	t.changedLocked(p)
 	level := zerolog.WarnLevel
 	if errors.Is(why, errSurplus) || errors.Is(why, errStopped) || s.use != useAll {
 		level = zerolog.InfoLevel
@@ -508,7 +511,7 @@ func handshakeError(err error, hostProven bool) error {
 
 // start adds a session and runs it in a goroutine of the tunnel.
 func (t *Tunnel) start(s *session, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) error {
-	s.t, s.since, s.conns = t, time.Now(), map[*conn]struct{}{}
+	s.t, s.since, s.conns, s.look = t, time.Now(), map[*conn]struct{}{}, make(chan struct{}, 1)
 	t.mu.Lock()
 	ctx := t.ctx
 	t.mu.Unlock()

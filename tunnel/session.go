@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -62,6 +64,10 @@ type session struct {
 	cancel   context.CancelFunc
 	owned    owned
 
+	look    chan struct{} // capacity 1, see lookNow
+	doubted atomic.Bool   // see doubt
+	waiting atomic.Int64  // when the peer was asked for a sign of life that has not come, after since; 0: it has
+
 	leaving bool // it is closed soon, whatever is open; guarded by Tunnel.mu
 
 	mu     sync.Mutex
@@ -114,113 +120,212 @@ func (s *session) open() []*conn {
 	return all
 }
 
-// watch asks the peer for a sign of life and cuts the connection when nothing at all came in for too long: a peer that is stopped or
-// behind a packet filter leaves the TCP connection as it is.
+// watch asks the peer for a sign of life and cuts the connection when it is asked and nothing at all comes in for too long: a peer that is
+// stopped or behind a packet filter leaves the TCP connection as it is.
 func (s *session) watch() {
-	asked := make(chan struct{}, 1)
+	asks := make(chan struct{}, 1)
 	s.owned.spawn(func() {
-		for range asked {
+		for range asks {
 			if err := s.askAlive(); err != nil {
 				s.close(fmt.Errorf("%w: %w", ErrLost, err))
 			}
 		}
 	})
-	defer close(asked)
-	every, dead := s.t.timing.keepAlive, s.t.timing.dead
-	if s.use == useBulk {
-		every, dead = bulkPatience*every, bulkPatience*dead
-	}
+	defer close(asks)
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for asks := (time.Time{}); ; {
+	for last := (time.Time{}); ; {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-next.C:
+		case <-s.look:
 		}
-		silence := s.wire.silence()
-		if silence >= dead {
-			s.close(fmt.Errorf("%w for %s", errSilent, silence.Round(time.Second/10)))
+		p, now := s.pace(), time.Now()
+		if s.unanswered(now) >= p.patience {
+			s.close(fmt.Errorf("%w for %s", errSilent, s.wire.silence().Round(time.Second/10)))
 			return
 		}
-		if now := time.Now(); now.Sub(asks) >= every {
-			asks = now
+		// By silence not more often than that lasts: an answer may be on its way.
+		due := func() time.Duration {
+			return min(max(p.silence-s.wire.silence(), p.silence-now.Sub(last)), p.every-now.Sub(last))
+		}
+		if s.doubted.Swap(false) || due() <= 0 {
+			last = now
+			s.waiting.CompareAndSwap(0, int64(now.Sub(s.since)))
 			select {
-			case asked <- struct{}{}:
+			case asks <- struct{}{}:
 			default: // the last one is still under way
 			}
 		}
-		next.Reset(min(every-time.Since(asks), dead-silence))
+		wait := due()
+		if s.waiting.Load() != 0 {
+			wait = min(wait, p.patience-s.unanswered(now))
+		}
+		next.Reset(wait)
+	}
+}
+
+// A pace is how a session is kept alive.
+type pace struct {
+	silence  time.Duration // after which the peer is asked
+	every    time.Duration // it is asked, also where it is heard: for its clock
+	patience time.Duration // with a peer that was asked and is silent
+}
+
+// pace asks often where a stream is open: somebody waits. A connection without any costs next to nothing: nodes that do
+// not work together, the slaves of a large cluster, are many pairs. One for bulk may have its answers queued behind what it carries, and
+// the one beside it tells whether the peer lives.
+func (s *session) pace() pace {
+	c := s.t.timing
+	patience := c.dead - c.keepAlive
+	switch {
+	case s.use == useBulk:
+		return pace{c.idle, c.idle, bulkPatience * patience}
+	case !s.isAwaited():
+		return pace{c.idle, 2 * c.idle, patience} // of both sides one asks
+	}
+	return pace{c.keepAlive, c.measure, patience}
+}
+
+// unanswered is how long the peer has been silent since it was asked for a sign of life; 0: it was heard since, or not asked.
+func (s *session) unanswered(now time.Time) time.Duration {
+	asked := s.waiting.Load()
+	if asked == 0 {
+		return 0
+	}
+	if s.wire.lastHeard().Sub(s.since) > time.Duration(asked) {
+		s.waiting.CompareAndSwap(asked, 0)
+		return 0
+	}
+	return now.Sub(s.since) - time.Duration(asked)
+}
+
+// doubt has the peer asked for a sign of life now.
+func (s *session) doubt() {
+	s.doubted.Store(true)
+	s.lookNow()
+}
+
+// awaited has the peer's sessions looked at, since a stream is being opened on one of them.
+func (s *session) awaited() {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	for _, other := range s.peer.sessions {
+		other.lookNow()
+	}
+}
+
+// isAwaited says whether a stream with the peer is open, or being opened, on this or another connection.
+func (s *session) isAwaited() bool {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	return slices.ContainsFunc(s.peer.sessions, func(other *session) bool { return other.channels() > 0 })
+}
+
+// lookNow has watch look at once.
+func (s *session) lookNow() {
+	select {
+	case s.look <- struct{}{}:
+	default:
 	}
 }
 
 // accept hands the channels that the peer opens to the gate.
 func (s *session) accept(channels <-chan ssh.NewChannel) {
 	for n := range channels {
-		service, handler, reason, text := s.gate(n)
+		stream, handler, reason, text := s.gate(n)
 		if handler == nil {
 			n.Reject(reason, text) //nolint:errcheck // the connection is gone, the loop ends
 			s.t.refused(s.wire.RemoteAddr(), s.cid, "channel: "+text)
 			continue
 		}
-		s.serve(n, service, handler)
+		s.serve(n, stream, handler)
 	}
+}
+
+// A stream is what a channel is asked to be.
+type stream struct {
+	service string
+	plain   bool // OpenSSH's: its other end knows no fin
+	packed  bool // see pack.go
 }
 
 // gate finds the handler for a channel, or why there is none. With a handler, one of the peer's channels is taken.
-func (s *session) gate(n ssh.NewChannel) (service string, h Handler, reason ssh.RejectionReason, text string) {
-	service, known := serviceOf(n)
+func (s *session) gate(n ssh.NewChannel) (st stream, h Handler, reason ssh.RejectionReason, text string) {
+	st, known := streamOf(n)
 	if !known {
-		return "", nil, ssh.UnknownChannelType, "unknown channel type"
+		return st, nil, ssh.UnknownChannelType, "unknown channel type"
 	}
-	if service == "" {
-		return "", nil, ssh.Prohibited, "malformed request"
+	if st.service == "" {
+		return st, nil, ssh.Prohibited, "malformed request"
 	}
-	h = s.t.o.Services[service]
+	h = s.t.o.Services[st.service]
 	if h == nil {
-		return "", nil, ssh.Prohibited, "unknown service"
+		return st, nil, ssh.Prohibited, "unknown service"
 	}
-	if !s.peer.in.take("") {
-		return "", nil, ssh.ResourceShortage, "too many channels"
+	if !s.take(st) {
+		return st, nil, ssh.ResourceShortage, "too many channels"
 	}
-	return service, h, 0, ""
+	return st, h, 0, ""
 }
 
-// serviceOf reads which service a channel is for; empty where the request is malformed, and not known where it is no channel of ours.
-func serviceOf(n ssh.NewChannel) (service string, known bool) {
+// take takes one of the channels that the peer may open, give gives it back.
+func (s *session) take(st stream) bool {
+	if !s.peer.in.take("") {
+		return false
+	}
+	if st.packed && !s.peer.packed.take("") {
+		s.peer.in.give("")
+		return false
+	}
+	return true
+}
+
+func (s *session) give(st stream) {
+	s.peer.in.give("")
+	if st.packed {
+		s.peer.packed.give("")
+	}
+}
+
+// streamOf reads what a channel is for; without a service where the request is malformed, and not known where it is no channel of ours.
+func streamOf(n ssh.NewChannel) (st stream, known bool) {
 	if len(n.ExtraData()) > 64 {
-		return "", n.ChannelType() == gateChannel || n.ChannelType() == streamLocalChannel
+		return st, n.ChannelType() == gateChannel || n.ChannelType() == streamLocalChannel
 	}
 	switch n.ChannelType() {
 	case gateChannel:
 		var r gateRequest
 		if ssh.Unmarshal(n.ExtraData(), &r) != nil {
-			return "", true
+			return st, true
 		}
-		return r.Service, true
+		st.service, st.packed = strings.CutSuffix(r.Service, packedSuffix)
+		return st, true
 	case streamLocalChannel:
 		var r streamLocalRequest
 		if ssh.Unmarshal(n.ExtraData(), &r) != nil || !strings.HasPrefix(r.Path, "/") {
-			return "", true
+			return st, true
 		}
-		return r.Path[1:], true
+		return stream{service: r.Path[1:], plain: true}, true
 	}
-	return "", false
+	return st, false
 }
 
-func (s *session) serve(n ssh.NewChannel, service string, handler Handler) {
+func (s *session) serve(n ssh.NewChannel, st stream, handler Handler) {
 	ch, requests, err := n.Accept()
 	if err != nil {
-		s.peer.in.give("")
+		s.give(st)
 		return
 	}
 	var handled sync.WaitGroup
 	handled.Add(1)
-	c, err := s.newConn(ch, requests, service, n.ChannelType() == streamLocalChannel, func() { handled.Wait(); s.peer.in.give("") })
+	c, err := s.newConn(ch, requests, st, func() { handled.Wait(); s.give(st) })
 	if err != nil {
-		s.peer.in.give("")
+		s.give(st)
 		return
 	}
+	s.awaited()
 	started := s.owned.spawn(func() {
 		defer handled.Done()
 		// A handler that does not look at its conn ends with the session too.
@@ -235,8 +340,8 @@ func (s *session) serve(n ssh.NewChannel, service string, handler Handler) {
 	}
 }
 
-// newConn makes the channel a conn of this session; plain is one whose other end knows no fin.
-func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, service string, plain bool, done func()) (*conn, error) {
+// newConn makes the channel a conn of this session.
+func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, st stream, done func()) (*conn, error) {
 	ended := func(c *conn) {
 		s.mu.Lock()
 		delete(s.conns, c)
@@ -246,8 +351,10 @@ func (s *session) newConn(ch ssh.Channel, requests <-chan *ssh.Request, service 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	local, remote := Addr{s.self, service}, Addr{s.cid, service}
-	c, err := startConn(ch, requests, &conn{local: local, remote: remote, linger: s.t.timing.linger, plain: plain}, s.owned.spawn, ended)
+	local, remote := Addr{s.self, st.service}, Addr{s.cid, st.service}
+	c, err := startConn(ch, requests, &conn{
+		local: local, remote: remote, linger: s.t.timing.linger, plain: st.plain, packed: st.packed,
+	}, s.owned.spawn, ended)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +371,7 @@ func (s *session) channels() int {
 
 // dial opens a channel to a service of the peer. ErrLost when the connection ended before the peer took the channel, so that another
 // connection may be tried.
-func (s *session) dial(ctx context.Context, service string) (*conn, error) {
+func (s *session) dial(ctx context.Context, st stream) (*conn, error) {
 	if !s.peer.out.take("") {
 		return nil, fmt.Errorf("%w: %d channels are open", ErrRefused, maxChannels)
 	}
@@ -276,8 +383,9 @@ func (s *session) dial(ctx context.Context, service string) (*conn, error) {
 	s.mu.Lock()
 	s.opened++
 	s.mu.Unlock()
+	s.awaited()
 	started := s.owned.spawn(func() {
-		c, err := s.openChannel(service)
+		c, err := s.openChannel(st)
 		s.mu.Lock()
 		s.opened--
 		s.mu.Unlock()
@@ -304,7 +412,11 @@ func (s *session) dial(ctx context.Context, service string) (*conn, error) {
 	}
 }
 
-func (s *session) openChannel(service string) (*conn, error) {
+func (s *session) openChannel(st stream) (*conn, error) {
+	service := st.service
+	if st.packed {
+		service += packedSuffix
+	}
 	ch, requests, err := openChannel(s.ctx, s.ssh, gateChannel, ssh.Marshal(gateRequest{service}), s.t.timing.linger)
 	if err != nil {
 		s.peer.out.give("")
@@ -316,7 +428,7 @@ func (s *session) openChannel(service string) (*conn, error) {
 		s.close(err) // so that the next try takes another
 		return nil, err
 	}
-	c, err := s.newConn(ch, requests, service, false, func() { s.peer.out.give("") })
+	c, err := s.newConn(ch, requests, st, func() { s.peer.out.give("") })
 	if err != nil {
 		s.peer.out.give("")
 	}

@@ -112,7 +112,11 @@ func (r *relay) cut() {
 // partition is two nodes whose only way to each other is a relay.
 func partition(t *testing.T, c timing) (a, b *node, r *relay) {
 	t.Helper()
-	ca := newCA(t)
+	return partitionOf(t, newCA(t), c)
+}
+
+func partitionOf(t *testing.T, ca *CA, c timing) (a, b *node, r *relay) {
+	t.Helper()
 	a, b = newNode(t, Options{}), newNode(t, Options{Listen: []string{"127.0.0.1:0"}})
 	a.enter(ca, 1)
 	b.enter(ca, 2)
@@ -164,6 +168,36 @@ func TestTheConstantsKeepThePromise(t *testing.T) {
 	if c.dead > 10*time.Second || c.dead < 2*c.keepAlive {
 		t.Errorf("dead after %v with a keep-alive every %v", c.dead, c.keepAlive)
 	}
+	if window := 3 * c.backoffMax; c.idle >= window || c.measure > c.idle {
+		t.Errorf("a peer is asked every %v, %v while idle; of its twin it is told for %v", c.measure, c.idle, window)
+	}
+}
+
+// Where nobody waits there are next to no keep-alives: the nodes of a large cluster are many pairs.
+func TestAConnectionWithoutStreamsIsLeftAlone(t *testing.T) {
+	c := quick()
+	c.idle = time.Minute
+	a, _, _ := partition(t, c)
+	eventually(t, "the first keep-alives are answered", 5*time.Second, func() bool { return time.Since(a.state(2).LastSeen) > c.keepAlive })
+	seen := a.state(2).LastSeen
+	for until := time.Now().Add(10 * c.keepAlive); time.Now().Before(until); <-time.After(c.keepAlive) {
+		if now := a.state(2).LastSeen; now != seen {
+			t.Fatalf("the peer was heard %v after the last time", now.Sub(seen))
+		}
+	}
+}
+
+// Whoever opens a stream on a connection that was left alone is not kept waiting by a peer that is gone.
+func TestAConnectionWithoutStreamsIsLookedAtOnceSomebodyWaits(t *testing.T) {
+	c := quick()
+	c.idle = time.Minute
+	a, _, r := partition(t, c)
+	eventually(t, "all is quiet", 5*time.Second, func() bool { return time.Since(a.state(2).LastSeen) > c.dead })
+	r.stall()
+	var waits sync.WaitGroup
+	defer waits.Wait()
+	waits.Go(func() { _, _ = a.dial(2, "echo") }) // it goes on to try another connection
+	eventually(t, "the peer is seen to be gone", 3*c.dead, func() bool { return !a.state(2).Connected })
 }
 
 func TestIdleConnectionsAreKept(t *testing.T) {

@@ -71,9 +71,10 @@ type Tunnel struct {
 	left      map[config.CID]<-chan struct{} // done of the last peer of a CID that left
 	socketErr map[config.CID]error
 	listeners []net.Listener
-	noKey     error        // why this node has no key, and no listeners, until it is started again
-	unusable  error        // what the last Reload could not use
-	inside    net.Listener // that of WireGuard; nil: none
+	noKey     error         // why this node has no key, and no listeners, until it is started again
+	unusable  error         // what the last Reload could not use
+	inside    net.Listener  // that of WireGuard; nil: none
+	changed   chan struct{} // see Changed
 }
 
 // New makes a tunnel that believes nobody until Reload.
@@ -83,7 +84,7 @@ func New(o Options) *Tunnel {
 	}
 	t := &Tunnel{
 		o: o, instance: newInstance(), dirty: make(chan struct{}, 1), ctx: context.Background(), peers: map[config.CID]*peer{},
-		left: map[config.CID]<-chan struct{}{}, socketErr: map[config.CID]error{}, trust: &trust{now: o.Now},
+		left: map[config.CID]<-chan struct{}{}, socketErr: map[config.CID]error{}, trust: &trust{now: o.Now}, changed: make(chan struct{}),
 		joining:  &slots{all: maxJoins, each: maxJoins},
 		stranger: &slots{all: maxStrangers, each: maxStrangersPerHost},
 	}
@@ -153,6 +154,30 @@ func (t *Tunnel) readSelfLocked() error {
 	}
 	t.self, t.trust = self, &trust{key: self.key, now: t.o.Now}
 	return nil
+}
+
+// Clock is how a peer's clock was last measured, and with it the round trip; zero for never.
+func (t *Tunnel) Clock(cid config.CID) Clock {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[cid]; p != nil {
+		return p.clock
+	}
+	return Clock{}
+}
+
+// Changed gives a channel that is closed when a connection next comes or goes. Who waits asks for it before looking at Peers.
+func (t *Tunnel) Changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changed
+}
+
+// changedLocked tells who waits for p or for any change.
+func (t *Tunnel) changedLocked(p *peer) {
+	p.changedLocked()
+	close(t.changed)
+	t.changed = make(chan struct{})
 }
 
 // Addrs gives where the tunnel listens.
@@ -401,42 +426,62 @@ func (p *peer) kickNow() {
 // (or, within a second of the last one, gives that), at most until ctx ends. ErrUnknownPeer, ErrUnreachable, ErrRefused. The caller
 // closes the stream.
 func (t *Tunnel) Dial(ctx context.Context, cid config.CID, service string) (net.Conn, error) {
+	return t.dial(ctx, cid, func(s *session) (*conn, error) { return s.dial(ctx, stream{service: service}) })
+}
+
+func (t *Tunnel) dial(ctx context.Context, cid config.CID, open func(*session) (*conn, error)) (net.Conn, error) {
 	for tries := 1; ; tries++ {
 		s, err := t.session(ctx, cid)
 		if err != nil {
 			return nil, fmt.Errorf("dial node %d: %w", cid, err)
 		}
-		c, err := s.dial(ctx, service)
+		c, err := open(s)
 		switch {
 		case err == nil:
 			return c, nil
 		case errors.Is(err, ErrLost) && tries < 3:
 			// The peer never took the channel: it may have just ended a surplus connection.
 		case errors.Is(err, ErrLost):
-			return nil, fmt.Errorf("dial %s at node %d: %w: %w", service, cid, ErrUnreachable, err)
+			return nil, fmt.Errorf("dial node %d: %w: %w", cid, ErrUnreachable, err)
 		default:
-			return nil, fmt.Errorf("dial %s at node %d: %w", service, cid, err)
+			return nil, fmt.Errorf("dial node %d: %w", cid, err)
 		}
 	}
 }
 
 // DialBulk is Dial for a stream that carries much: over a connection of its own, so that no other stream waits behind it. Where that
-// cannot be made, most likely since only the peer can connect to this node, it is a stream beside the others.
+// cannot be made, most likely since only the peer can connect to this node, it is a stream beside the others. Over a slow link it is packed.
 func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (net.Conn, error) {
 	beside, err := t.session(ctx, cid)
 	if err != nil {
 		return nil, fmt.Errorf("dial node %d: %w", cid, err)
 	}
+	open := func(s *session) (*conn, error) {
+		if t.slow(s.peer) {
+			c, err := s.dial(ctx, stream{service: service, packed: true})
+			if !errors.Is(err, ErrRefused) {
+				return c, err
+			}
+		}
+		return s.dial(ctx, stream{service: service})
+	}
 	if s := t.bulk(ctx, beside); s != nil {
-		c, err := s.dial(ctx, service)
+		c, err := open(s)
 		switch {
 		case err == nil:
 			return c, nil
 		case !errors.Is(err, ErrLost):
-			return nil, fmt.Errorf("dial %s at node %d: %w", service, cid, err)
+			return nil, fmt.Errorf("dial node %d: %w", cid, err)
 		}
 	}
-	return t.Dial(ctx, cid, service)
+	return t.dial(ctx, cid, open)
+}
+
+// slow says whether the link to a peer was last measured to be slow.
+func (t *Tunnel) slow(p *peer) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return 2*p.clock.Within >= slowRoundTrip
 }
 
 // bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot.

@@ -55,8 +55,10 @@ func (u use) version() string {
 
 // timing holds the package's time constants. Tests shorten them.
 type timing struct {
-	keepAlive     time.Duration // between keep-alive requests
-	dead          time.Duration // silence after which a connection is cut
+	keepAlive     time.Duration // silence after which a keep-alive is sent where streams are open
+	measure       time.Duration // between keep-alives for the peer's clock there
+	idle          time.Duration // between keep-alives where no stream is open
+	dead          time.Duration // silence after which a connection with streams is cut
 	dial          time.Duration // for connecting
 	handshake     time.Duration // from connecting to authenticated
 	backoffMin    time.Duration
@@ -76,15 +78,14 @@ type timing struct {
 
 func defaultTiming() timing {
 	return timing{
-		keepAlive: 3 * time.Second, dead: 9 * time.Second, dial: 5 * time.Second, handshake: 10 * time.Second,
+		keepAlive: 3 * time.Second, measure: 10 * time.Second, idle: 30 * time.Second, dead: 9 * time.Second, dial: 5 * time.Second, handshake: 10 * time.Second,
 		backoffMin: 200 * time.Millisecond, backoffMax: 15 * time.Second, steady: 10 * time.Second,
 		second: 150 * time.Millisecond, surplus: time.Second, unlike: 30 * time.Second, bulkAgain: time.Minute, kick: time.Second, linger: 5 * time.Second,
 		join: time.Minute, startup: 10 * time.Second, joinEvery: 2 * time.Second, repeatedEvery: 30 * time.Second,
 	}
 }
 
-// bulkPatience is how many times longer a connection for bulk may be silent: the one beside it tells whether the peer lives, and this
-// one may cost nothing while it is idle.
+// bulkPatience is how many times longer a connection for bulk may be silent.
 const bulkPatience = 10
 
 // Bounds on what peers and strangers may hold.

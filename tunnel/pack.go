@@ -1,0 +1,75 @@
+package tunnel
+
+import (
+	"bufio"
+	"compress/flate"
+	"errors"
+	"io"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// A stream for bulk over a slow link is packed: the bytes of both directions are one DEFLATE stream each (RFC 1951), flushed as often as
+// there is nothing more to send, so that who waits for an answer has the whole question. Configuration becomes a fifth of its size or less
+// by it, at the price of a processor's work of a second for each 100 MB or so.
+//
+// Unpacking is bounded by the format: the window is 32 KiB, and no more is unpacked than is read.
+
+const (
+	// packedSuffix behind the name of a service asks for such a stream. A node that does not know it refuses the service, and is asked for a
+	// plain one.
+	packedSuffix = "+deflate"
+	// maxPacked bounds the packed streams that a peer may open: each takes about 1 MB.
+	maxPacked = 4
+	// slowRoundTrip is the round trip from which on a link is taken for slow. Within a site it is below a millisecond, and a line that is
+	// slower than a processor packs has a longer one, or gets it as soon as it is full.
+	slowRoundTrip = 5 * time.Millisecond
+)
+
+// packer packs what it is given, and sends it on.
+type packer struct {
+	out *bufio.Writer
+	z   *flate.Writer
+}
+
+func newPacker(to io.Writer) *packer {
+	p := &packer{out: bufio.NewWriterSize(to, chunkBytes)}
+	p.z, _ = flate.NewWriter(p.out, flate.BestSpeed) // the level is a valid one
+	return p
+}
+
+// Write sends all of b before it returns.
+func (p *packer) Write(b []byte) (int, error) {
+	n, err := p.z.Write(b)
+	if err == nil {
+		err = p.z.Flush()
+	}
+	if err == nil {
+		err = p.out.Flush()
+	}
+	return n, err
+}
+
+// unpacker gives what a packer was given. The end of the packed stream is the channel's: how that ended, the fin says.
+type unpacker struct{ z io.Reader }
+
+func newUnpacker(from io.Reader) unpacker {
+	return unpacker{flate.NewReader(bufio.NewReaderSize(from, chunkBytes))}
+}
+
+func (u unpacker) Read(b []byte) (int, error) {
+	n, err := u.z.Read(b)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// packing gives what a conn's goroutines read from and write to.
+func (c *conn) packing(ch ssh.Channel) (io.Reader, io.Writer) {
+	if c.packed {
+		return newUnpacker(ch), newPacker(ch)
+	}
+	return ch, ch
+}

@@ -1,0 +1,142 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"mailproxy/config"
+)
+
+// far makes the link to a peer one that was measured to be slow.
+func (n *node) far(cid config.CID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.peers[cid].clock.Within = slowRoundTrip / 2
+}
+
+// packedPair is two members; the first takes the link for slow, if it is told so. Its clock is not measured again.
+func packedPair(t *testing.T, services map[string]Handler) (a, b *node) {
+	t.Helper()
+	c := quick()
+	c.measure, c.idle = time.Minute, time.Minute
+	ca := newCA(t)
+	a, b = newNode(t, Options{}), newNode(t, Options{Services: services})
+	a.enter(ca, 1)
+	b.enter(ca, 2)
+	s := snapshot(ca, a, b)
+	for _, n := range []*node{a, b} {
+		n.setTiming(c)
+		n.start()
+		n.Reload(s)
+	}
+	a.waitUp(2)
+	b.waitUp(1)
+	eventually(t, "the round trip is measured", 5*time.Second, func() bool { return !a.state(2).Clock.At.IsZero() })
+	return a, b
+}
+
+// Rows of a configuration become much less, and each write is whole at the other end before the next.
+func TestPackerSendsLittleAtOnce(t *testing.T) {
+	var way bytes.Buffer
+	p, u := newPacker(&way), newUnpacker(&way)
+	sent, packed := 0, 0
+	for i := range 1000 {
+		row := fmt.Sprintf("domain\tu\t{\"name\": \"d%06d.example.test\", \"hosts\": [\"192.0.2.%d:25\"], \"comment\": null}\n", i*7919, i%200)
+		text := strings.Repeat(row, 1+i%50)
+		if n, err := p.Write([]byte(text)); n != len(text) || err != nil {
+			t.Fatalf("write: %d, %v", n, err)
+		}
+		sent, packed = sent+len(text), packed+way.Len()
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(u, got); err != nil || string(got) != text {
+			t.Fatalf("write %d: %v", i, err)
+		}
+	}
+	if packed > sent/5 {
+		t.Errorf("%d bytes were sent as %d", sent, packed)
+	}
+}
+
+func TestBulkIsPackedWhereTheLinkIsSlow(t *testing.T) {
+	a, _ := packedPair(t, nil)
+	if c := a.mustDialBulk(2); c.(*conn).packed {
+		t.Error("packed over a fast link")
+	}
+	a.far(2)
+	c := a.mustDialBulk(2).(*conn)
+	if !c.packed {
+		t.Fatal("not packed over a slow link")
+	}
+	ping(t, c, "an answer waits for nothing more")
+}
+
+// A node that knows nothing of packing, or has packed enough, is sent the same as it is.
+func TestBulkGoesPlainWherePackingIsRefused(t *testing.T) {
+	a, _ := packedPair(t, nil)
+	ping(t, a.mustDialBulk(2), "the connection for bulk is there, and has measured too")
+	for i := range maxPacked + 2 {
+		a.far(2)
+		c := a.mustDialBulk(2).(*conn)
+		defer c.Close()
+		if c.packed != (i < maxPacked) {
+			t.Errorf("stream %d: packed %v", i, c.packed)
+		}
+		ping(t, c, "all the same")
+	}
+}
+
+// What is packed is given back as slots when it ends.
+func TestPackedStreamsAreCountedWhileTheyLast(t *testing.T) {
+	a, b := packedPair(t, nil)
+	for range 3 * maxPacked {
+		a.far(2)
+		c := a.mustDialBulk(2)
+		ping(t, c, "once")
+		_ = c.Close()
+		eventually(t, "it is free again", 5*time.Second, func() bool {
+			b.mu.Lock()
+			p := b.peers[1]
+			b.mu.Unlock()
+			p.packed.mu.Lock()
+			defer p.packed.mu.Unlock()
+			return p.packed.total == 0
+		})
+	}
+}
+
+// A peer that sends little which unpacks to much has only so much of it unpacked as is read.
+func TestUnpackingIsBounded(t *testing.T) {
+	seen := make(chan error, 1)
+	a, _ := packedPair(t, map[string]Handler{"echo": func(_ context.Context, _ config.CID, c net.Conn) {
+		_, err := io.ReadFull(c, make([]byte, 1<<10))
+		seen <- err
+		_, err = io.Copy(io.Discard, c)
+		seen <- err
+	}})
+	a.far(2)
+	c := a.mustDialBulk(2)
+	if _, err := c.Write(make([]byte, 64<<20)); err != nil { // 64 KiB when packed
+		t.Fatal(err)
+	}
+	if err := <-seen; err != nil {
+		t.Errorf("read: %v", err)
+	}
+	_ = c.Close()
+	if err := <-seen; err != nil {
+		t.Errorf("to the end: %v", err)
+	}
+}
+
+func TestRubbishIsNoPackedStream(t *testing.T) {
+	u := newUnpacker(bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff}))
+	if _, err := io.ReadAll(u); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("read: %v", err)
+	}
+}
