@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"mailproxy/cluster"
 	"mailproxy/config"
@@ -26,8 +28,10 @@ import (
 const (
 	// reloadPoll stands behind the wake-ups of the database.
 	reloadPoll = 30 * time.Second
-	// saveDelay is how long the file may be behind what is in force: many changes make one file.
+	// saveDelay is how long the file may be behind what is in force: many changes make one file. Where that is large it is longer, so that
+	// writing takes no more than a part in saveShare of the time.
 	saveDelay = time.Second
+	saveShare = 20
 	// loadTimeout bounds one reading of the whole configuration.
 	loadTimeout = 30 * time.Second
 	// retryFirst and retryMost bound the pause before the database is tried again.
@@ -128,7 +132,12 @@ func (c *configuration) Run(ctx context.Context) error {
 	c.migrated.Store(true)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { c.saver(ctx) })
+	wg.Go(func() {
+		runtime.LockOSThread() // it ends with this goroutine
+		// Taking mail and changes goes before; where that cannot be had it goes beside.
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), saveNice)
+		c.saver(ctx)
+	})
 	wg.Go(func() {
 		if err := c.db.Listen(ctx, c.wake); err != nil && ctx.Err() == nil {
 			c.log.Error().Err(err).Msg("config.deaf") // the poll goes on
@@ -352,8 +361,12 @@ func (c *configuration) logLoaded(s *config.Snapshot, from string) {
 		Str("from", from).Int("domains", len(s.Domains)).Msg("config.loaded")
 }
 
-// saver keeps the file at most saveDelay behind what is in force, and up to date at the end.
+// saveNice is the priority at which the file is written, of 0 to 19, which is the least.
+const saveNice = 10
+
+// saver keeps the file a little behind what is in force, and up to date at the end.
 func (c *configuration) saver(ctx context.Context) {
+	wait := saveDelay
 	for {
 		select {
 		case <-ctx.Done():
@@ -366,14 +379,16 @@ func (c *configuration) saver(ctx context.Context) {
 		case <-c.unsaved:
 		}
 		if _, err := os.Stat(c.file); err == nil { // the first file is made at once: without one no mail is taken
-			delay := time.NewTimer(saveDelay)
+			delay := time.NewTimer(wait)
 			select {
 			case <-ctx.Done():
 				delay.Stop()
 			case <-delay.C:
 			}
 		}
+		began := time.Now()
 		c.save()
+		wait = max(saveDelay, saveShare*time.Since(began))
 	}
 }
 

@@ -24,6 +24,10 @@ func measurements() []measurement {
 		{"smtp.cutthrough", measureCutThrough},
 		{"smtp.spool", measureSpool},
 		{"cluster", measureCluster},
+		{"cluster.commit_to_slave.rtt100", measureFar},
+		{"cluster.handover_ms", measureHandOver},
+		{"cluster.forced_promote_ms", measureForced},
+		{"cluster.away_10000_commits_s", measureAway},
 		{"cluster.16", measureSixteen},
 	}
 }

@@ -29,10 +29,15 @@ const (
 
 // startNode makes and starts a node on its own loopback address, and waits until it takes mail and configuration.
 func (b *bench) startNode(ctx context.Context, name, ip string) (*node, error) {
+	return b.startNodeAt(ctx, name, ip, ip)
+}
+
+// startNodeAt is startNode for a node that others reach at another address than it listens on.
+func (b *bench) startNodeAt(ctx context.Context, name, ip, address string) (*node, error) {
 	l := config.DefaultLocal()
 	dir := filepath.Join(b.dir, name)
 	l.File = filepath.Join(dir, "node.toml")
-	l.Name, l.Address, l.User = name+".bench.test", ip, "nobody" // PostgreSQL refuses root
+	l.Name, l.Address, l.User = name+".bench.test", address, "nobody" // PostgreSQL refuses root
 	l.StateDir, l.RunDir = filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	l.SMTP.Listen = []string{net.JoinHostPort(ip, smtpPort)}
 	l.Web.Listen = []string{net.JoinHostPort(ip, webPort)}

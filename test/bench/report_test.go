@@ -78,15 +78,19 @@ func TestNumber(t *testing.T) {
 
 func TestBenchOnlyLeavesMeasurementsIn(t *testing.T) {
 	for only, want := range map[string][]string{
-		"":                     {"memory", "smtp.cutthrough", "smtp.spool", "cluster", "cluster.16"},
+		"": {
+			"memory", "smtp.cutthrough", "smtp.spool", "cluster", "cluster.commit_to_slave.rtt100", "cluster.handover_ms",
+			"cluster.forced_promote_ms", "cluster.away_10000_commits_s", "cluster.16",
+		},
 		"smtp":                 {"smtp.cutthrough", "smtp.spool"},
 		"smtp.spool":           {"smtp.spool"},
 		"smtp.cutthrough.kept": {"smtp.cutthrough"},
 		"memory.idle_mb":       {"memory"},
-		"cluster":              {"cluster", "cluster.16"},
+		"cluster.commit_to":    {"cluster", "cluster.commit_to_slave.rtt100"},
+		"cluster.handover_ms":  {"cluster.handover_ms"},
 		"cluster.16":           {"cluster.16"},
 		"cluster.16.cpu":       {"cluster.16"},
-		"cluster.commit":       {"cluster"},
+		"cluster.commit.p50":   {"cluster"},
 		"nothing":              nil,
 	} {
 		var got []string

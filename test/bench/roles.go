@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/config"
+	"mailproxy/db"
+)
+
+const (
+	handOvers   = 5
+	awayCommits = 10_000
+)
+
+// measureHandOver promotes one slave after the other, with the master alive and many domains, and takes the time from the begin of the
+// command until the new master has taken a commit.
+func measureHandOver(ctx context.Context, b *bench) error {
+	nodes, err := b.startDomainCluster(ctx)
+	if err != nil {
+		return err
+	}
+	var rounds []float64
+	for i := range handOvers {
+		took, err := b.promote(ctx, nodes[(i+1)%len(nodes)], i)
+		if err != nil {
+			return fmt.Errorf("hand-over %d: %w", i, err)
+		}
+		rounds = append(rounds, milliseconds(took))
+	}
+	b.add(result{Name: "cluster.handover_ms", Value: slices.Max(rounds), Unit: "ms", Goal: below(1000), Rounds: rounds})
+	return nil
+}
+
+// measureForced does the same with --force and the two other nodes dead: frozen, as a host that hangs, and killed.
+func measureForced(ctx context.Context, b *bench) error {
+	nodes, err := b.startDomainCluster(ctx)
+	if err != nil {
+		return err
+	}
+	var rounds []float64
+	for i := range nodes {
+		to := nodes[(i+1)%len(nodes)]
+		death := syscall.SIGSTOP
+		if i == len(nodes)-1 {
+			death = syscall.SIGKILL
+		}
+		for _, n := range nodes {
+			if n != to {
+				if err := n.cmd.Process.Signal(death); err != nil {
+					return err
+				}
+			}
+		}
+		took, err := b.promote(ctx, to, i, "--force")
+		for _, n := range nodes {
+			if n != to && death == syscall.SIGSTOP {
+				err = errors.Join(err, n.cmd.Process.Signal(syscall.SIGCONT))
+			}
+		}
+		if err == nil && death == syscall.SIGSTOP {
+			err = b.inSync(ctx, to)
+		}
+		if err != nil {
+			return fmt.Errorf("promote %d: %w", i, err)
+		}
+		rounds = append(rounds, milliseconds(took))
+	}
+	b.add(result{Name: "cluster.forced_promote_ms", Value: slices.Max(rounds), Unit: "ms", Goal: below(2000), Rounds: rounds})
+	return nil
+}
+
+// startDomainCluster is startCluster with all the domains on every node.
+func (b *bench) startDomainCluster(ctx context.Context) ([]*node, error) {
+	if _, err := b.startSink(ctx, sinkAddr); err != nil {
+		return nil, err
+	}
+	nodes, err := b.startCluster(ctx, clusterIPs())
+	if err != nil {
+		return nil, err
+	}
+	_, err = loadDomains(ctx, b, nodes)
+	return nodes, err
+}
+
+// promote runs pmgcm promote on a node and gives the time from then until that node took a commit.
+func (b *bench) promote(ctx context.Context, n *node, i int, args ...string) (time.Duration, error) {
+	d, err := db.Open(db.Options{DSN: dsn(n.local), Log: zerolog.Nop()})
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	if _, err := d.Load(ctx); err != nil { // what a commit is checked against, read once
+		return 0, err
+	}
+	began := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.pmgcm(ctx, append([]string{"promote"}, args...)...)
+		done <- err
+	}()
+	err = poll(ctx, 30*time.Second, 5*time.Millisecond, func() error {
+		return commitDomain(ctx, d, fmt.Sprintf("promote%d.bench.test", i))
+	})
+	took := time.Since(began)
+	return took, errors.Join(err, <-done)
+}
+
+func commitDomain(ctx context.Context, d *db.DB, name string) error {
+	domain := config.Domain{Name: name, Hosts: []string{sinkAddr}}
+	_, err := d.Commit(ctx, db.Author{Who: "bench", Command: "domain add " + name},
+		func(ctx context.Context, tx *db.Tx) error { return tx.PutDomain(ctx, domain) }, config.Validate)
+	return err
+}
+
+// measureAway stops a slave, commits many times more than the history keeps, and takes the time from the start of its daemon until its
+// database holds the last of it.
+func measureAway(ctx context.Context, b *bench) error {
+	nodes, err := b.startCluster(ctx, clusterIPs()[:2])
+	if err != nil {
+		return err
+	}
+	master, err := db.Open(db.Options{DSN: dsn(nodes[0].local), Log: zerolog.Nop()})
+	if err != nil {
+		return err
+	}
+	defer master.Close()
+	if err := nodes[1].stop(); err != nil {
+		return err
+	}
+	began := time.Now()
+	for i := range awayCommits {
+		if err := commitDomain(ctx, master, fmt.Sprintf("away%d.bench.test", i)); err != nil {
+			return fmt.Errorf("commit %d: %w", i, err)
+		}
+	}
+	b.say("  %d commits took %s", awayCommits, time.Since(began).Round(time.Second))
+	want, err := master.State(ctx)
+	if err != nil {
+		return err
+	}
+	slave, err := db.Open(db.Options{DSN: dsn(nodes[1].local), Log: zerolog.Nop()})
+	if err != nil {
+		return err
+	}
+	defer slave.Close()
+	began = time.Now()
+	if nodes[1].part, err = b.start(nodes[1].name, nodes[1].env(), filepath.Join(b.bin, "mailproxy"), "serve"); err != nil {
+		return err
+	}
+	err = poll(ctx, 2*time.Minute, 10*time.Millisecond, func() error {
+		is, err := slave.State(ctx)
+		if err == nil && is.Position != want.Position {
+			err = fmt.Errorf("it is at %v, the master at %v", is.Position, want.Position)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	b.add(result{Name: "cluster.away_10000_commits_s", Value: time.Since(began).Seconds(), Unit: "s", Goal: below(2)})
+	return nil
+}
