@@ -108,11 +108,11 @@ func (r *round) attempt(ctx context.Context, force bool) (Outcome, error) {
 		return Outcome{}, err
 	}
 	if adopted != self.CID {
-		now, err := r.db.Load(ctx)
+		now, err := r.db.Members(ctx)
 		if err != nil {
 			return Outcome{}, err
 		}
-		if !sameMembers(members, now.Nodes) {
+		if !sameMembers(members, now) {
 			return Outcome{}, fmt.Errorf("the newest configuration has other members: %w", errAgain)
 		}
 	}
@@ -155,18 +155,18 @@ func (r *round) prepare(ctx context.Context) (db.State, []config.Node, error) {
 	case self.IsMaster() && !r.recovers:
 		return self, nil, ErrAlreadyMaster
 	}
-	s, err := r.db.Load(ctx)
+	members, err := r.db.Members(ctx)
 	if err != nil {
 		return self, nil, err
 	}
-	me, ok := memberOf(s.Nodes, self.CID)
+	me, ok := memberOf(members, self.CID)
 	if !ok {
 		return self, nil, fmt.Errorf("%w: node %d is not in the member list", ErrNoSuchNode, self.CID)
 	}
 	if !me.Promotable {
 		return self, nil, ErrNotPromotable
 	}
-	return self, s.Nodes, nil
+	return self, members, nil
 }
 
 // forcedHaste is how much less a forced round waits for each: whoever forces it knows that some are dead.

@@ -30,6 +30,15 @@ func (d *DB) Load(ctx context.Context) (*config.Snapshot, error) {
 	return l.snapshot, nil
 }
 
+// Members gives the member list, by CID, without the rest of the configuration, which may be large.
+func (d *DB) Members(ctx context.Context) ([]config.Node, error) {
+	var nodes []config.Node
+	if err := collect(ctx, d.pool, &nodes, scanNode, selectNode+" ORDER BY cid"); err != nil {
+		return nil, fmt.Errorf("load members: %w", mapError(err))
+	}
+	return nodes, nil
+}
+
 // loaded is a snapshot and the state that it was read in.
 type loaded struct {
 	state    State
