@@ -45,7 +45,7 @@ type Options struct {
 
 // Timing is how often, and how long. Zero fields take the defaults that stand with them.
 type Timing struct {
-	// Poll is how often the own state is read where nothing wakes us: 1 s.
+	// Poll is how often the own state is read where nothing wakes us: 2 s.
 	Poll time.Duration
 	// Probe is how often a master asks its slaves for their position: 3 s. Slaves ask each other less often.
 	Probe time.Duration
@@ -68,7 +68,7 @@ func (t Timing) withDefaults() Timing {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&t.Poll, time.Second}, {&t.Probe, 3 * time.Second}, {&t.Confirm, 10 * time.Second},
+		{&t.Poll, 2 * time.Second}, {&t.Probe, 3 * time.Second}, {&t.Confirm, 10 * time.Second},
 		{&t.Retry, 5 * time.Second}, {&t.Drift, 45 * time.Second}, {&t.Lease, 2 * time.Second}, {&t.Renew, 10 * time.Second}, {&t.Grace, 10 * time.Second},
 	} {
 		if *d.field == 0 {
@@ -115,8 +115,8 @@ type Node struct {
 	guesses guesses
 
 	mu sync.Mutex // guards the rest
-	// loaded is closed and replaced when the configuration was loaded again.
-	loaded chan struct{}
+	// changed is closed and replaced when peers may have changed.
+	changed chan struct{}
 	// state is the last that was read, stateErr why the last reading failed, stateAt when it last succeeded.
 	state    db.State
 	stateErr error
@@ -176,7 +176,7 @@ func New(o Options) *Node {
 		o.Snapshot = func() *config.Snapshot { return nil }
 	}
 	return &Node{
-		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1), loaded: make(chan struct{}),
+		o: o, started: o.Now(), wake: make(chan struct{}, 1), heard: make(chan struct{}, 1), changed: make(chan struct{}),
 		views: map[config.CID]*view{}, kicks: map[config.CID]*kicks{}, pushErrs: map[config.CID]error{}, said: map[warning]*repeat{},
 		clockSaid: map[config.CID]time.Time{},
 	}
@@ -197,17 +197,22 @@ func (n *Node) Run(ctx context.Context) error {
 // Wake tells the node that the configuration was loaded again: members may have changed. It does not block.
 func (n *Node) Wake() {
 	n.mu.Lock()
-	close(n.loaded)
-	n.loaded = make(chan struct{})
+	n.peersChangedLocked()
 	n.mu.Unlock()
 	kick(n.wake)
 }
 
-// nextLoad gives a channel that is closed at the next Wake.
-func (n *Node) nextLoad() <-chan struct{} {
+// peersChangedLocked tells who waits for nextPeers.
+func (n *Node) peersChangedLocked() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// nextPeers gives a channel that is closed when peers may next have changed: with the member list, or with who this node is.
+func (n *Node) nextPeers() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.loaded
+	return n.changed
 }
 
 // Changed tells the node that a commit or a promise became visible in the database. It does not block, and slaves are pushed to
@@ -276,6 +281,9 @@ func (n *Node) keepLocked(st db.State) {
 		for _, k := range n.kicks {
 			kick(k.probe)
 		}
+	}
+	if n.state.CID != st.CID || n.stateAt.IsZero() {
+		n.peersChangedLocked()
 	}
 	n.state, n.stateAt = st, n.o.Now()
 	if n.drift != nil && n.drift.over(st.Position) {

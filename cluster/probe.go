@@ -42,7 +42,7 @@ func (n *Node) perPeer(ctx context.Context, f func(ctx context.Context, node con
 		}
 	}()
 	for ctx.Err() == nil {
-		loaded := n.nextLoad()
+		changed := n.nextPeers()
 		peers := n.peers()
 		for cid, r := range runs {
 			if _, ok := memberOf(peers, cid); !ok {
@@ -60,7 +60,7 @@ func (n *Node) perPeer(ctx context.Context, f func(ctx context.Context, node con
 			running.Go(func() { f(c, p, k) })
 		}
 		n.forget(peers)
-		n.pauseUntil(ctx, n.o.Timing.Poll, loaded)
+		n.pauseUntil(ctx, n.o.Timing.Confirm, changed)
 	}
 }
 

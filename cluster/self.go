@@ -106,7 +106,7 @@ type Peer struct {
 // selfTimeout bounds what Self asks of the database: it answers within a second all the same.
 const selfTimeout = 600 * time.Millisecond
 
-// recently is how old a state may be that stands in for one that takes long to read: the role loop reads it every second.
+// recently is how old a state may be that stands in for one that takes long to read: the role loop reads it every other second.
 const recently = 5 * time.Second
 
 // Self gives this node as it sees itself. It answers within a second with PostgreSQL down too, from what was last known, and says

@@ -12,7 +12,7 @@ import (
 
 // A stream for bulk over a slow link is packed: the bytes of both directions are one DEFLATE stream each (RFC 1951), flushed as often as
 // there is nothing more to send, so that who waits for an answer has the whole question. Configuration becomes a fifth of its size or less
-// by it, at the price of a processor's work of a second for each 100 MB or so.
+// by it, at the price of a second of a processor for some 200 MB.
 //
 // Unpacking is bounded by the format: the window is 32 KiB, and no more is unpacked than is read.
 

@@ -5,6 +5,9 @@
 //     rows of one round, and what is given is the median of the rounds.
 //  2. spool: the same with the next hop's port closed: Postfix's queue against mailproxy's spool, both on one disk, both synced.
 //  3. cluster: three nodes and 100,000 domains; the time from a commit on the master until each slave's SMTP answers by it.
+//     Then the same of two nodes over a link of 100 ms (cluster.commit_to_slave.rtt100); how soon the configuration can be written again
+//     after pmgcm promote, with the old master alive or the others dead (cluster.handover_ms, cluster.forced_promote_ms); and how
+//     soon a node is in sync that was away for 10,000 commits (cluster.away_10000_commits_s).
 //  4. cluster.16: 16 nodes; what their daemons and tunnels cost while nothing happens, and the time from the begin of a commit until the
 //     last of them answers by it.
 //  5. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add.
