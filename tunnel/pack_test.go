@@ -14,18 +14,11 @@ import (
 	"mailproxy/config"
 )
 
-// far makes the link to a peer one that was measured to be slow.
-func (n *node) far(cid config.CID) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.peers[cid].clock.Within = slowRoundTrip / 2
-}
-
-// packedPair is two members; the first takes the link for slow, if it is told so. Its clock is not measured again.
-func packedPair(t *testing.T, services map[string]Handler) (a, b *node) {
+// packedPair is two members, to whom every link is slow from such a round trip on.
+func packedPair(t *testing.T, slow time.Duration, services map[string]Handler) (a, b *node) {
 	t.Helper()
 	c := quick()
-	c.measure, c.idle = time.Minute, time.Minute
+	c.slow = slow
 	ca := newCA(t)
 	a, b = newNode(t, Options{}), newNode(t, Options{Services: services})
 	a.enter(ca, 1)
@@ -38,7 +31,6 @@ func packedPair(t *testing.T, services map[string]Handler) (a, b *node) {
 	}
 	a.waitUp(2)
 	b.waitUp(1)
-	eventually(t, "the round trip is measured", 5*time.Second, func() bool { return !a.state(2).Clock.At.IsZero() })
 	return a, b
 }
 
@@ -65,24 +57,26 @@ func TestPackerSendsLittleAtOnce(t *testing.T) {
 }
 
 func TestBulkIsPackedWhereTheLinkIsSlow(t *testing.T) {
-	a, _ := packedPair(t, nil)
-	if c := a.mustDialBulk(2); c.(*conn).packed {
+	near, _ := packedPair(t, time.Hour, nil)
+	if c := near.mustDialBulk(2); c.(*conn).packed {
 		t.Error("packed over a fast link")
 	}
-	a.far(2)
-	c := a.mustDialBulk(2).(*conn)
+	far, _ := packedPair(t, time.Nanosecond, nil)
+	eventually(t, "the round trip is measured", 5*time.Second, func() bool { return far.Clock(2).Within > 0 })
+	c := far.mustDialBulk(2).(*conn)
 	if !c.packed {
 		t.Fatal("not packed over a slow link")
 	}
 	ping(t, c, "an answer waits for nothing more")
+	if got := defaultTiming().slow; got != slowRoundTrip {
+		t.Errorf("a link is slow from %v on", got)
+	}
 }
 
 // A node that knows nothing of packing, or has packed enough, is sent the same as it is.
 func TestBulkGoesPlainWherePackingIsRefused(t *testing.T) {
-	a, _ := packedPair(t, nil)
-	ping(t, a.mustDialBulk(2), "the connection for bulk is there, and has measured too")
+	a, _ := packedPair(t, 0, nil)
 	for i := range maxPacked + 2 {
-		a.far(2)
 		c := a.mustDialBulk(2).(*conn)
 		defer c.Close()
 		if c.packed != (i < maxPacked) {
@@ -94,9 +88,8 @@ func TestBulkGoesPlainWherePackingIsRefused(t *testing.T) {
 
 // What is packed is given back as slots when it ends.
 func TestPackedStreamsAreCountedWhileTheyLast(t *testing.T) {
-	a, b := packedPair(t, nil)
+	a, b := packedPair(t, 0, nil)
 	for range 3 * maxPacked {
-		a.far(2)
 		c := a.mustDialBulk(2)
 		ping(t, c, "once")
 		_ = c.Close()
@@ -114,13 +107,12 @@ func TestPackedStreamsAreCountedWhileTheyLast(t *testing.T) {
 // A peer that sends little which unpacks to much has only so much of it unpacked as is read.
 func TestUnpackingIsBounded(t *testing.T) {
 	seen := make(chan error, 1)
-	a, _ := packedPair(t, map[string]Handler{"echo": func(_ context.Context, _ config.CID, c net.Conn) {
+	a, _ := packedPair(t, 0, map[string]Handler{"echo": func(_ context.Context, _ config.CID, c net.Conn) {
 		_, err := io.ReadFull(c, make([]byte, 1<<10))
 		seen <- err
 		_, err = io.Copy(io.Discard, c)
 		seen <- err
 	}})
-	a.far(2)
 	c := a.mustDialBulk(2)
 	if _, err := c.Write(make([]byte, 64<<20)); err != nil { // 64 KiB when packed
 		t.Fatal(err)

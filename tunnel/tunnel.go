@@ -481,7 +481,7 @@ func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (
 func (t *Tunnel) slow(p *peer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return 2*p.clock.Within >= slowRoundTrip
+	return 2*p.clock.Within >= t.timing.slow
 }
 
 // bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot.
