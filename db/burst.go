@@ -23,7 +23,7 @@ func (s *sending) burst(ctx context.Context, sql string) (bool, error) {
 		return false, err
 	}
 	if s.progress != nil {
-		s.progress(n)
+		s.progress(n, n)
 	}
 	to := s.here.Position
 	epoch, cluster := strconv.AppendInt(nil, to.Epoch.N, 10), []byte(s.here.ClusterID)
