@@ -40,6 +40,7 @@ type DB struct {
 	nodeKey      func() (ed25519.PrivateKey, error)
 	log          zerolog.Logger
 	doubt        time.Duration // how long a commit whose answer was lost is asked after
+	large        int64         // see largeTable
 
 	mu     sync.Mutex
 	loaded *loaded // what Load gave last; it is the base of the next
@@ -55,7 +56,9 @@ func Open(o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &DB{pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound}, nil
+	return &DB{
+		pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound, large: largeTable,
+	}, nil
 }
 
 // Close ends all connections.

@@ -10,9 +10,11 @@
 //
 // A push (DB.Push, run on the master against a Peer):
 //  1. the peer's position is read: in sync, behind, drifted, or ahead;
-//  2. rows go into a staging table there: those that later commits touched, or whole tables whose digest differs;
+//  2. rows go into a staging table there: those that later commits touched, or whole tables whose digest differs; a large table's go into
+//     one of its own, all of them or those of the buckets that differ;
 //  3. node.push, in the same transaction, locks the position row, refuses a lower epoch than it has promised, sets commits aside in
-//     node.journal that the master does not know, merges, and commits only where the digest is the master's.
+//     node.journal that the master does not know, merges, puts the tables that were copied whole in the place of empty ones, and
+//     commits only where the digest is the master's.
 //
 // A peer logs in as a role of its own (Backend), so the server itself knows who asks; it holds EXECUTE on a few functions.
 package db

@@ -63,12 +63,10 @@ func (d *DB) Dump(ctx context.Context, logs Logs, head func(Dump) error, row fun
 // readDump finds the tables and counts what they hold.
 func readDump(ctx context.Context, tx pgx.Tx, logs Logs) (Dump, error) {
 	var dump Dump
-	// One text of a row, whatever the server's own settings say.
-	_, err := tx.Exec(ctx, `SELECT set_config(name, value, true) FROM (VALUES ('timezone', 'UTC'), ('datestyle', 'ISO, YMD'),
-		('extra_float_digits', '1'), ('bytea_output', 'hex'), ('intervalstyle', 'postgres')) s(name, value)`)
-	if err != nil {
+	if _, err := tx.Exec(ctx, textSettings); err != nil {
 		return dump, err
 	}
+	var err error
 	if dump.State, err = readState(ctx, tx); err != nil {
 		return dump, err
 	}

@@ -21,6 +21,22 @@ func (d *DB) ListenOnce(ctx context.Context, wake func(), every, longest time.Du
 // SetDoubt says how long a commit whose answer was lost is asked after.
 func (d *DB) SetDoubt(bound time.Duration) { d.doubt = bound }
 
+// SetLarge says from how many rows on a table is sent as a large one.
+func (d *DB) SetLarge(rows int64) { d.large = rows }
+
+// SumRows sums lines of a COPY: as node.sums and as node.check_sql.
+func SumRows(columns []string, lines ...string) (sums string, check [2]string) {
+	s := newRowSums(columns)
+	for _, l := range lines {
+		s.add([]byte(l))
+	}
+	_, check = s.numbers()
+	return s.String(), check
+}
+
+// Hash64 is what rows are checked by.
+func Hash64(b []byte, seed uint64) uint64 { return hash64(b, seed) }
+
 // MaxConns is the pool's bound.
 func (d *DB) MaxConns() int32 { return d.pool.Config().MaxConns }
 

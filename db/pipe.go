@@ -22,3 +22,16 @@ func (c *rowCounter) Write(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// A rowWriter shows each row of a COPY before it goes on: pgx writes each message of the server's as one.
+type rowWriter struct {
+	w   io.Writer
+	see func(row []byte) // nil: nobody looks
+}
+
+func (r rowWriter) Write(row []byte) (int, error) {
+	if r.see != nil {
+		r.see(row)
+	}
+	return r.w.Write(row)
+}

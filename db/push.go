@@ -19,7 +19,7 @@ import (
 type PushStats struct {
 	Bytes      int64           `json:"bytes"`  // sent to the peer; by Adopt: read from it
 	Rows       int64           `json:"rows"`   // rows sent
-	Tables     []string        `json:"tables"` // tables sent whole, those of a full push
+	Tables     []string        `json:"tables"` // tables whose digest differed, those of a full push
 	Took       time.Duration   `json:"took"`
 	Full       bool            `json:"full"` // whole tables, since history does not lead from there to here
 	From       config.Position `json:"from"`
@@ -91,7 +91,7 @@ func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress Progress) (
 				there.sums[t] = "" // as if every digest differed
 			}
 		}
-		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress}
+		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress, large: d.large, whole: whole}
 		if ok, err := s.canDelta(ctx); err != nil {
 			return err
 		} else if ok && !whole {
@@ -185,6 +185,10 @@ type sending struct {
 	there    peerState
 	stats    *PushStats
 	progress Progress
+	of       int64             // how many rows there are to tell of
+	large    int64             // tables of so many rows go by themselves
+	whole    bool              // every row goes, also where buckets of rows are equal
+	sums     map[string]string // by table, our kept sums; of a full push
 }
 
 func (s *sending) canDelta(ctx context.Context) (bool, error) {
@@ -203,16 +207,16 @@ func (s *sending) delta(ctx context.Context) error {
 	if done, err := s.burst(ctx, sql); done || err != nil {
 		return err
 	}
-	return s.send(ctx, sql, []string{})
+	return s.send(ctx, sql, []string{}, func(pgx.Tx) error { return nil })
 }
 
 // full sends the tables whose digest differs.
 func (s *sending) full(ctx context.Context) error {
 	// What the peer undid is still what it has, but its own commits may have gone on; it is a slave, so they have not.
-	var sums map[string]string
-	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&sums); err != nil {
+	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&s.sums); err != nil {
 		return err
 	}
+	sums := s.sums
 	var tables []string
 	for t, sum := range sums {
 		if s.there.sums[t] != sum {
@@ -225,16 +229,28 @@ func (s *sending) full(ctx context.Context) error {
 		}
 	}
 	slices.Sort(tables)
+	s.stats.Full, s.stats.Tables = true, tables
+	large := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return rowsOf(sums[t]) < s.large })
+	small := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(large, t) })
+	for _, t := range large {
+		s.of += rowsOf(sums[t])
+	}
 	var sql string
-	if err := s.tx.QueryRow(ctx, "SELECT node.whole_sql($1)", tables).Scan(&sql); err != nil {
+	if err := s.tx.QueryRow(ctx, "SELECT node.whole_sql($1)", small).Scan(&sql); err != nil {
 		return err
 	}
-	s.stats.Full, s.stats.Tables = true, tables
-	return s.send(ctx, sql, tables)
+	return s.send(ctx, sql, tables, func(tx pgx.Tx) error {
+		for _, t := range large {
+			if err := s.sendLarge(ctx, tx, t); err != nil {
+				return fmt.Errorf("table %s: %w", t, err)
+			}
+		}
+		return nil
+	})
 }
 
-// send copies the rows of a query to the peer and applies them there, in one transaction at the peer.
-func (s *sending) send(ctx context.Context, sql string, whole []string) error {
+// send copies the rows of a query to the peer, what more sends to it, and applies all of it there, in one transaction at the peer.
+func (s *sending) send(ctx context.Context, sql string, whole []string, more func(tx pgx.Tx) error) error {
 	to := s.here.Position
 	return pgx.BeginFunc(ctx, s.peer.conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT node.begin_push($1, $2)", to.Epoch.N, s.here.ClusterID); err != nil {
@@ -249,6 +265,9 @@ func (s *sending) send(ctx context.Context, sql string, whole []string) error {
 			return err
 		}
 		s.stats.Rows = sent.rows
+		if err := more(tx); err != nil {
+			return err
+		}
 		var touched int64
 		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.push($1, $2, $3, $4, $5)", to.Epoch.N, s.here.ClusterID, to.Serial,
 			to.Digest[:], whole).Scan(&s.stats.Journalled, &touched)
@@ -260,11 +279,12 @@ func (s *sending) counting(ctx context.Context, sql string) (func(rows int64), e
 	if s.progress == nil {
 		return nil, nil
 	}
-	var of int64
-	if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM ("+sql+") row_").Scan(&of); err != nil {
+	var n int64
+	if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM ("+sql+") row_").Scan(&n); err != nil {
 		return nil, fmt.Errorf("count the rows to send: %w", err)
 	}
-	return func(rows int64) { s.progress(rows, of) }, nil
+	s.of += n
+	return func(rows int64) { s.progress(rows, s.of) }, nil
 }
 
 // copyBuffer is between the COPY streams: the server sends a message a row, and without it each would be a write.
@@ -272,25 +292,32 @@ const copyBuffer = 256 << 10
 
 // copyRows sends the rows of a query on one connection into the staging table of another, and gives how much that was.
 func copyRows(ctx context.Context, from, to *pgconn.PgConn, sql string, progress func(rows int64)) (*rowCounter, error) {
+	counter := &rowCounter{progress: progress}
+	return counter, copyAcross(ctx, from, to, sql, "pg_temp.staging (tab, op, row)", counter, nil)
+}
+
+// copyAcross sends the rows of a query on one connection into a table of another. counter counts what goes; see, unless nil, is given
+// each row: the server sends each in a message of its own.
+func copyAcross(ctx context.Context, from, to *pgconn.PgConn, sql, into string, counter *rowCounter, see func(row []byte)) error {
 	r, w := io.Pipe()
-	counter := &rowCounter{w: w, progress: progress}
+	counter.w = w
 	out := bufio.NewWriterSize(counter, copyBuffer)
 	read := make(chan error, 1)
 	go func() {
-		_, err := from.CopyTo(ctx, out, "COPY ("+sql+") TO STDOUT")
+		_, err := from.CopyTo(ctx, rowWriter{out, see}, "COPY ("+sql+") TO STDOUT")
 		if err == nil {
 			err = out.Flush()
 		}
 		_ = w.CloseWithError(err) // never fails
 		read <- err
 	}()
-	_, err := to.CopyFrom(ctx, r, "COPY pg_temp.staging (tab, op, row) FROM STDIN")
+	_, err := to.CopyFrom(ctx, r, "COPY "+into+" FROM STDIN")
 	_ = r.CloseWithError(errGaveUp) // never fails
 	// Where the reading side failed, the writing side says only that its input broke.
 	if readErr := <-read; readErr != nil && !errors.Is(readErr, errGaveUp) {
-		return counter, mapError(readErr)
+		return mapError(readErr)
 	}
-	return counter, mapError(err)
+	return mapError(err)
 }
 
 // errGaveUp ends the reading side where the writing one failed.
