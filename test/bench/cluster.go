@@ -222,9 +222,20 @@ func (b *bench) addBytes(ctx context.Context, log io.Reader, slaves int) error {
 
 // A pushLog is what the push.done events of a daemon's log say.
 type pushLog struct {
+	all   []pushed
 	bytes []float64 // of each push
 	full  int       // how many sent whole tables
 	rest  []byte    // the begin of a line that is not whole yet
+}
+
+// pushed is one push.done event.
+type pushed struct {
+	Message string  `json:"message"`
+	Node    int     `json:"node"`
+	Bytes   float64 `json:"bytes"`
+	Rows    int64   `json:"rows"`
+	Full    bool    `json:"full"`
+	TookMS  float64 `json:"took_ms"`
 }
 
 // read takes in what the log has had added.
@@ -240,14 +251,11 @@ func (l *pushLog) read(log io.Reader) error {
 			return nil
 		}
 		l.rest = rest
-		var e struct {
-			Message string  `json:"message"`
-			Bytes   float64 `json:"bytes"`
-			Full    bool    `json:"full"`
-		}
+		var e pushed
 		if json.Unmarshal(line, &e) != nil || e.Message != "push.done" {
 			continue // other programs' lines, and other events
 		}
+		l.all = append(l.all, e)
 		l.bytes = append(l.bytes, e.Bytes)
 		if e.Full {
 			l.full++

@@ -10,7 +10,10 @@
 //     soon a node is in sync that was away for 10,000 commits (cluster.away_10000_commits_s).
 //  4. cluster.16: 16 nodes; what their daemons and tunnels cost while nothing happens, and the time from the begin of a commit until the
 //     last of them answers by it.
-//  5. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add.
+//  5. cluster.full_sync_1m: a table of 1,000,000 rows and a node that joins, the same as a merge where one row of a hundred differs, and one row
+//     that changes; beside pg_dump and psql, which copy the same rows through the same tunnel into the same indexed table, without triggers.
+//     A reader at the slave says how long it had to wait at most.
+//  6. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add.
 //
 // All parts are real, live in one temporary directory and on 127.0.0.0/8, and are ended by their process IDs. Nothing is estimated:
 // what cannot be measured is named, and the command ends with exit code 1.

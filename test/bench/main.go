@@ -29,6 +29,7 @@ func measurements() []measurement {
 		{"cluster.forced_promote_ms", measureForced},
 		{"cluster.away_10000_commits_s", measureAway},
 		{"cluster.16", measureSixteen},
+		{"cluster.full_sync_1m", measureLarge},
 	}
 }
 

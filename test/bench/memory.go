@@ -90,18 +90,21 @@ func settled(ctx context.Context, pid int) (float64, error) {
 	return last, err
 }
 
-// resident reads VmRSS.
-func resident(pid int) (float64, error) {
+// resident gives a process' resident memory in MB.
+func resident(pid int) (float64, error) { return memoryOf(pid, "VmRSS:") }
+
+// memoryOf reads a line of /proc/PID/status, in MB.
+func memoryOf(pid int, line string) (float64, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
-		if rest, ok := strings.CutPrefix(s.Text(), "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(s.Text(), line); ok {
 			kb, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(rest, "kB")))
 			return float64(kb) / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("no VmRSS in %s", f.Name())
+	return 0, fmt.Errorf("no %s in %s", line, f.Name())
 }

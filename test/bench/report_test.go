@@ -80,7 +80,7 @@ func TestBenchOnlyLeavesMeasurementsIn(t *testing.T) {
 	for only, want := range map[string][]string{
 		"": {
 			"memory", "smtp.cutthrough", "smtp.spool", "cluster", "cluster.commit_to_slave.rtt100", "cluster.handover_ms",
-			"cluster.forced_promote_ms", "cluster.away_10000_commits_s", "cluster.16",
+			"cluster.forced_promote_ms", "cluster.away_10000_commits_s", "cluster.16", "cluster.full_sync_1m",
 		},
 		"smtp":                 {"smtp.cutthrough", "smtp.spool"},
 		"smtp.spool":           {"smtp.spool"},
