@@ -36,6 +36,7 @@ func TestLeaseFrom(t *testing.T) {
 		{"two, the other heard", []standing{heard(3 * time.Second)}, 3 * time.Second, true, true},
 		{"two, the other not asked yet", []standing{unasked}, 0, false, false},
 		{"two, the other silent", []standing{silent}, 0, false, true},
+		{"two, the other silent for a while", []standing{heard(6 * time.Second)}, 0, false, true},
 		{"two, the other silent for long", []standing{heard(time.Hour)}, 0, false, true},
 		{"two, the other has promised a higher epoch", []standing{other}, 0, false, false},
 		{"two and one that joins", []standing{heard(time.Second), joins}, time.Second, true, true},
