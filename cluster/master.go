@@ -37,9 +37,12 @@ func (n *Node) push(ctx context.Context, node config.Node, k *kicks) {
 			p = nil
 		}
 		n.warn(ctx, "push.refused", node.CID, err)
-		// Not woken by commits: a slave that is away is not asked more often because there is more for it.
-		n.pause(ctx, retry, k.up)
-		retry = min(2*retry, n.o.Timing.Retry)
+		// Not woken by commits: a slave that is away is not asked more often because there is more for it. One that has come back is asked
+		// often anew: its PostgreSQL is a second behind its tunnel.
+		woken := n.pause(ctx, retry, k.up)
+		if retry = min(2*retry, n.o.Timing.Retry); woken {
+			retry = first
+		}
 	}
 }
 

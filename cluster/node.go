@@ -388,7 +388,7 @@ func (n *Node) ensurePeerRoles(ctx context.Context) {
 }
 
 // pause waits for d, a little varied so that nodes do not march in step, or for one of the kicks, or for ctx.
-func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{}) {
+func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{}) (woken bool) {
 	t := time.NewTimer(varied(d))
 	defer t.Stop()
 	var a, b chan struct{}
@@ -402,8 +402,11 @@ func (n *Node) pause(ctx context.Context, d time.Duration, wakes ...chan struct{
 	case <-ctx.Done():
 	case <-t.C:
 	case <-a:
+		return true
 	case <-b:
+		return true
 	}
+	return false
 }
 
 // pauseUntil is pause until an event at the latest.
