@@ -251,7 +251,13 @@ func TestServeEndsWithItsContextAndSessionsGoOn(t *testing.T) {
 	}
 	p.ask("NOOP", "250")
 	g.server.Close()
-	p.wantEnd()
+	got := p.read()
+	if strings.HasPrefix(got, "421 4.3.2 ") { // a session that is between two commands says so
+		got = p.read()
+	}
+	if got != "EOF" {
+		t.Errorf("got %q, want the end of the connection", got)
+	}
 }
 
 func TestBodiesLeaveFreeWhatTheSpoolLeavesFree(t *testing.T) {
