@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"errors"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +92,28 @@ func TestStatusWithoutTheDaemon(t *testing.T) {
 	r := nodes[1].status(StatusParams{})
 	if len(r.Rows) != 2 || r.InSync || !strings.Contains(row(t, r, 2).Error, ErrNoDaemon.Error()) {
 		t.Errorf("status without a daemon: %+v", r)
+	}
+}
+
+func TestADaemonThatHangsIsToldFromOneThatIsDown(t *testing.T) {
+	nodes := newCluster(t, 2)
+	nodes[1].stopDaemon()
+	_ = os.Remove(nodes[1].local.ControlSocket())
+	l, err := net.Listen("unix", nodes[1].local.ControlSocket()) // takes the question, and that is all
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := nodes[1].status(StatusParams{})
+	own, master := row(t, r, 2), row(t, r, 1)
+	if !strings.Contains(own.Error, ErrDaemonSilent.Error()) || len(own.Problems) != 1 || own.Problems[0].Remedy != "systemctl restart mailproxy" {
+		t.Errorf("its own row: %q, %+v", own.Error, own.Problems)
+	}
+	if master.Error != notAsked || len(master.Problems) > 0 { // nobody knows how the master is
+		t.Errorf("the master's row: %q, %+v", master.Error, master.Problems)
+	}
+	if err := nodes[1].operator().needDaemon(t.Context()); !errors.Is(err, ErrDaemonSilent) || errors.Is(err, ErrNoDaemon) {
+		t.Errorf("what needs it: %v", err)
 	}
 }
 

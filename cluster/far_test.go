@@ -1,13 +1,12 @@
 package cluster
 
 import (
-	"io"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
 	"mailproxy/config"
+	"mailproxy/internal/farlink"
 )
 
 // farAway puts a relay in front of a node's tunnel that delays each direction by half of a round trip. The node's address is then the
@@ -24,73 +23,9 @@ func farAway(t *testing.T, n *testNode, roundTrip time.Duration) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all sync.WaitGroup
-	var mu sync.Mutex
-	var open []net.Conn
-	ended := make(chan struct{})
-	all.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("tcp", real)
-			if err != nil {
-				_ = near.Close()
-				continue
-			}
-			mu.Lock()
-			open = append(open, near, far)
-			mu.Unlock()
-			all.Go(func() { carryLate(far, near, roundTrip/2, ended) })
-			all.Go(func() { carryLate(near, far, roundTrip/2, ended) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		close(ended)
-		mu.Lock()
-		for _, c := range open {
-			_ = c.Close()
-		}
-		mu.Unlock()
-		all.Wait()
-	})
-}
-
-// carryLate copies what comes, each piece d later.
-func carryLate(to, from net.Conn, d time.Duration, ended <-chan struct{}) {
-	type piece struct {
-		due  time.Time
-		data []byte
-	}
-	way := make(chan piece, 1024)
-	var writer sync.WaitGroup
-	writer.Go(func() {
-		defer func() { _ = to.Close() }()
-		for p := range way {
-			select {
-			case <-ended:
-			case <-time.After(time.Until(p.due)):
-			}
-			if _, err := to.Write(p.data); err != nil {
-				_ = from.Close()
-			}
-		}
-	})
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			way <- piece{time.Now().Add(d), append([]byte(nil), buf[:n]...)}
-		}
-		if err != nil {
-			break
-		}
-	}
-	close(way)
-	writer.Wait()
-	_, _ = io.Copy(io.Discard, from)
+	done := make(chan struct{})
+	go func() { farlink.Serve(l, real, roundTrip); close(done) }()
+	t.Cleanup(func() { _ = l.Close(); <-done })
 }
 
 func TestAskBound(t *testing.T) {

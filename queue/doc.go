@@ -12,7 +12,7 @@
 // # Invariants
 //
 //   - What Put returned without error is on disk and is removed only when every forward-path was delivered or reported.
-//   - What Put returned with an error left nothing behind.
+//   - What Put returned with an error is not there; where the disk has failed it may come back after a restart.
 //   - One attempt at a time for an item; an item being tried cannot be deleted.
 //   - A message is delivered twice only where an attempt was cut between the next hop's 250 and our note of it; the log then
 //     has attempt.cut, or attempt.done with "no answer to the final dot", with the item's ID.

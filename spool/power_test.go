@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -18,9 +19,11 @@ import (
 const helperVar = "SPOOL_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helperVar) == "work" {
+	switch os.Getenv(helperVar) {
+	case "work":
 		helperWork(os.Args[1])
-		os.Exit(1)
+	case "large":
+		helperLarge(os.Args[1])
 	}
 	os.Exit(m.Run())
 }
@@ -63,6 +66,15 @@ func helperWork(dir string) {
 	all.Wait()
 }
 
+// helperLarge puts one large message, says so, and does nothing more.
+func helperLarge(dir string) {
+	s, err := Open(dir)
+	fatal(err)
+	fatal(s.Put([]Draft{draft("LARGE", bytes.Repeat([]byte("x"), ownSize))}, false))
+	fmt.Println("+LARGE")
+	select {}
+}
+
 func fatal(err error) {
 	if err != nil {
 		fmt.Println("error", err)
@@ -88,36 +100,72 @@ func mount(t *testing.T, image string) (dir string, unmount func()) {
 	return dir, unmount
 }
 
+// newDisk makes an image with a file system.
+func newDisk(t *testing.T) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk")
+	run(t, "truncate", "-s", "48M", disk)
+	run(t, "mkfs.ext4", "-q", "-F", "-J", "size=4", disk)
+	return disk
+}
+
+// helperOn starts a helper on a spool in dir.
+func helperOn(t *testing.T, name, dir string) (*exec.Cmd, io.Reader) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], filepath.Join(dir, "spool"))
+	cmd.Env = append(os.Environ(), helperVar+"="+name)
+	pipe, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	return cmd, pipe
+}
+
+// cutPower copies the disk as it is at this instant, and ends the helper and the disk that it worked on.
+func cutPower(t *testing.T, cmd *exec.Cmd, disk string, unmount func()) (after string) {
+	t.Helper()
+	must(t, cmd.Process.Signal(syscall.SIGSTOP))
+	after = disk + "'"
+	run(t, "cp", "--sparse=always", disk, after)
+	must(t, cmd.Process.Kill())
+	_, _ = cmd.Process.Wait()
+	unmount()
+	must(t, os.Remove(disk))
+	return after
+}
+
+// No other sync helps it.
+func TestALargeMessageIsThereAfterThePowerWent(t *testing.T) {
+	disk := newDisk(t)
+	dir, unmount := mount(t, disk)
+	cmd, pipe := helperOn(t, "large", dir)
+	if line, err := bufio.NewReader(pipe).ReadString('\n'); line != "+LARGE\n" {
+		t.Fatal(line, err)
+	}
+	dir, unmount = mount(t, cutPower(t, cmd, disk, unmount))
+	s := openTest(t, filepath.Join(dir, "spool"))
+	if got := content(t, s, "LARGE"); len(got) != ownSize {
+		t.Errorf("%d octets", len(got))
+	}
+	must(t, s.Close())
+	unmount()
+}
+
 // The power goes: of all that was written only what the file system had given to the disk is left. The disk is an image, which is copied
 // while the writers stand still; what waits in the kernel's memory is not in the copy.
 func TestWhatWasSaidIsThereAfterThePowerWent(t *testing.T) {
-	work := t.TempDir()
-	disk := filepath.Join(work, "disk")
-	run(t, "truncate", "-s", "48M", disk)
-	run(t, "mkfs.ext4", "-q", "-F", "-J", "size=4", disk)
+	disk := newDisk(t)
 	said := map[string]string{} // by ID: its size, and behind a blank its state
 	for round := range 6 {
 		dir, unmount := mount(t, disk)
-		cmd := exec.Command(os.Args[0], filepath.Join(dir, "spool"))
-		cmd.Env = append(os.Environ(), helperVar+"=work")
-		pipe, err := cmd.StdoutPipe()
-		must(t, err)
-		must(t, cmd.Start())
+		cmd, pipe := helperOn(t, "work", dir)
 		var out bytes.Buffer
 		for wanted := int64(2000 + rand.IntN(8000)); int64(out.Len()) < wanted; {
 			if _, err := io.CopyN(&out, pipe, 100); err != nil {
 				t.Fatalf("%v: %s", err, out.String())
 			}
 		}
-		must(t, cmd.Process.Signal(syscall.SIGSTOP))
-		after := filepath.Join(work, fmt.Sprint("after", round))
-		run(t, "cp", "--sparse=always", disk, after)
-		must(t, cmd.Process.Kill())
+		disk = cutPower(t, cmd, disk, unmount)
 		_, _ = out.ReadFrom(pipe) // what it had said before it stood still
-		_ = cmd.Wait()
-		unmount()
-		must(t, os.Remove(disk))
-		disk = after
 
 		lines := strings.Split(out.String(), "\n")
 		for _, line := range lines[:len(lines)-1] {

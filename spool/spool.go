@@ -1,15 +1,11 @@
 package spool
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -73,7 +69,6 @@ type Spool struct {
 	owed     map[string]*message // removals that the disk did not take
 	damaged  int                 // files in damaged/
 	aside    []string            // those that were put there since Aside was asked
-	unlinked bool                // a name in own/ has gone, and own/ was not synced since
 	closed   bool
 
 	inspect *Report // set: the files are only read
@@ -152,6 +147,9 @@ func (s *Spool) Put(drafts []Draft, held bool) (err error) {
 		}
 		for _, m := range large {
 			_ = s.forgetOwn(m) // the error that counts is known
+		}
+		if len(large) > 0 {
+			_ = s.own.sync() // as above
 		}
 	}()
 	var size int64
@@ -443,86 +441,6 @@ func (s *Spool) removeInPlace(id string, m *message) error {
 	return nil
 }
 
-// A Message is one that is open for reading.
-type Message struct {
-	Envelope *mail.Envelope
-	Content  *io.SectionReader
-	s        *Spool
-	seg      *segment
-}
-
-// Close lets go of the message.
-func (m *Message) Close() {
-	m.s.mu.Lock()
-	defer m.s.mu.Unlock()
-	m.s.unrefLocked(m.seg)
-}
-
-func (s *Spool) unrefLocked(seg *segment) {
-	if seg.refs--; seg.refs == 0 && seg.gone {
-		_ = seg.file.Close()
-	}
-}
-
-// Check reads the content through and compares it with its checksum. The error wraps ErrDamaged, or is the disk's.
-func (m *Message) Check() error {
-	_, off, size := m.Content.Outer()
-	return checkContent(m.seg.file, off, size)
-}
-
-// find gives a message's place, with a reader's hold on its segment.
-func (s *Spool) find(id string) (place, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.messages[id]
-	if m == nil || m.gone {
-		return place{}, ErrNoSuch
-	}
-	m.at.seg.refs++
-	return m.at, nil
-}
-
-// Open opens a message; its envelope is checked, its content is not. The error is ErrNoSuch, wraps ErrDamaged, or is the disk's.
-func (s *Spool) Open(id string) (*Message, error) {
-	at, err := s.find(id)
-	if err != nil {
-		return nil, err
-	}
-	m := &Message{s: s, seg: at.seg}
-	r, e, err := s.readMessage(at, id)
-	if err != nil {
-		m.Close()
-		return nil, err
-	}
-	m.Envelope, m.Content = e, io.NewSectionReader(at.seg.file, r.contentOff(), r.size)
-	return m, nil
-}
-
-func (s *Spool) readMessage(at place, id string) (record, *mail.Envelope, error) {
-	b := buffers.Get().(*[]byte)
-	defer putBuffer(b)
-	r, err := readRecord(at.seg.file, s.mark, at.off, at.off+at.size, (*b)[:cap(*b)])
-	if err != nil {
-		return r, nil, err
-	}
-	e, err := r.envelope()
-	if err == nil && r.id != id {
-		err = DamagedError("another message's record")
-	}
-	return r, e, err
-}
-
-func (r *record) envelope() (*mail.Envelope, error) {
-	e := new(mail.Envelope)
-	if err := json.Unmarshal(r.head, e); err != nil {
-		return nil, DamagedError("envelope: " + err.Error())
-	}
-	if len(e.ForwardPaths) == 0 {
-		return nil, DamagedError("envelope without forward-paths")
-	}
-	return e, nil
-}
-
 // SetAside copies a damaged message's record to damaged/, and removes the message.
 func (s *Spool) SetAside(id string) error {
 	at, err := s.find(id)
@@ -553,116 +471,4 @@ func (s *Spool) Damaged() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.damaged
-}
-
-// putOwn writes a large message's file; its name is not durable yet.
-func (s *Spool) putOwn(d Draft, head []byte, held bool) (*message, error) {
-	temp, path := filepath.Join(s.dir, "new", d.ID), filepath.Join(s.dir, "own", d.ID)
-	file, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, full(err)
-	}
-	b := make([]byte, 0, max(256<<10, 2*len(head)))
-	b = appendHead(appendHeader(b, s.mark), s.mark, kindMessage, flagsOf(held), d.ID, head, d.Content.Size())
-	if err = writeContent(file, b, d.Content); err == nil {
-		err = file.Sync()
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		_ = file.Close()
-		_ = os.Remove(temp)
-		return nil, full(err)
-	}
-	size := recordSize(d.ID, len(head), d.Content.Size())
-	return &message{
-		at:      place{&segment{path: path, file: file, size: headerSize + size, live: 1}, headerSize, size},
-		content: d.Content.Size(), held: held,
-	}, nil
-}
-
-// forgetOwn removes a large message's file.
-func (s *Spool) forgetOwn(m *message) error {
-	seg := m.at.seg
-	err := os.Remove(seg.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.unlinked = true
-	if seg.gone = true; seg.refs == 0 {
-		_ = seg.file.Close()
-	}
-	return err
-}
-
-// A Found is a message as it lies in the spool.
-type Found struct {
-	ID       string
-	Envelope *mail.Envelope
-	Size     int64 // of the content, in octets
-	Held     bool
-	State    []byte // nil where none was set
-	Tried    time.Time
-}
-
-// Each calls f for every message, in no order. What cannot be read for damage is given to bad instead.
-func (s *Spool) Each(f func(Found) error, bad func(id string, err error) error) error {
-	s.mu.Lock()
-	ids := make([]string, 0, len(s.messages))
-	for id := range s.messages {
-		ids = append(ids, id)
-	}
-	s.mu.Unlock()
-	for _, id := range ids {
-		found, err := s.look(id)
-		switch {
-		case errors.Is(err, ErrNoSuch):
-			continue
-		case errors.Is(err, ErrDamaged):
-			err = bad(id, err)
-		case err == nil:
-			err = f(found)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Spool) look(id string) (Found, error) {
-	s.mu.Lock()
-	m := s.messages[id]
-	if m == nil || m.gone {
-		s.mu.Unlock()
-		return Found{}, ErrNoSuch
-	}
-	at, state := m.at, m.state
-	found := Found{ID: id, Size: m.content, Held: m.held}
-	if m.trying.seg != nil {
-		found.Tried = m.tried
-	}
-	at.seg.refs++
-	if state.seg != nil {
-		state.seg.refs++
-	}
-	s.mu.Unlock()
-	var err error
-	if _, found.Envelope, err = s.readMessage(at, id); err == nil && state.seg != nil {
-		var r record
-		r, err = readRecord(state.seg.file, s.mark, state.off, state.off+state.size, make([]byte, state.size))
-		if len(r.head) > 0 {
-			found.State = bytes.Clone(r.head)
-		}
-	}
-	s.mu.Lock()
-	s.unrefLocked(at.seg)
-	if state.seg != nil {
-		s.unrefLocked(state.seg)
-	}
-	s.mu.Unlock()
-	return found, err
 }

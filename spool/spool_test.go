@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -480,6 +481,104 @@ func TestAMessageThatIsOpenCanBeReadThoughItIsRemovedAndItsSegmentDeleted(t *tes
 	m.Close()
 	if _, err := m.seg.file.Stat(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the file of a segment that nobody needs is open: %v", err)
+	}
+}
+
+// A copy is made of what was there when it was begun; what is said meanwhile must not come to lie before it.
+func TestACopyNeverTakesAStateBack(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	must(t, s.Put([]Draft{draft("A", random(1000))}, false))
+	var copies atomic.Int64
+	stop := make(chan struct{})
+	var copier sync.WaitGroup
+	defer copier.Wait()
+	defer close(stop)
+	copier.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if !s.copy("A") {
+				t.Error("no copy")
+			}
+			copies.Add(1)
+		}
+	})
+	for i := range 300 {
+		want := fmt.Sprint("state ", i)
+		must(t, s.SetState("A", []byte(want), false))
+		under := copies.Load() + 1 // the one that may have been under way
+		eventually(t, "it has ended", func() bool { return copies.Load() >= under })
+		if f, err := s.look("A"); err != nil || string(f.State) != want {
+			t.Fatalf("state %q, want %q, %v", f.State, want, err)
+		}
+	}
+}
+
+// The log has little of a large message, and that outlives its segment too.
+func TestWhatTheLogHasOfALargeMessageIsCopied(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openSized(dir, 8<<10)
+	must(t, err)
+	must(t, s.Put([]Draft{draft("BIG", random(ownSize))}, true))
+	must(t, s.Put([]Draft{draft("LARGE", random(ownSize))}, false))
+	must(t, s.Release([]string{"BIG"}))
+	must(t, s.SetState("BIG", []byte("state"), false))
+	must(t, s.Mark("LARGE", time.Unix(5, 0)))
+	first := logPath(dir, 1)
+	for i := 0; ; i++ {
+		id := fmt.Sprint("S", i)
+		must(t, s.Put([]Draft{draft(id, random(4000))}, false))
+		must(t, s.Remove(id))
+		if _, err := os.Stat(first); err != nil {
+			break
+		}
+		if i == 1000 {
+			t.Fatal("the first segment is never deleted")
+		}
+	}
+	must(t, s.Close())
+	found := all(t, openTest(t, dir))
+	if string(found["BIG"].State) != "state" || found["LARGE"].Tried.IsZero() || found["BIG"].Held || found["LARGE"].Held {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// A removal that the disk did not take is written with what is written next.
+func TestARemovalThatFailedIsOwed(t *testing.T) {
+	dir := t.TempDir()
+	s := openTest(t, dir)
+	must(t, s.Put([]Draft{draft("A", []byte("a"))}, false))
+	s.mu.Lock()
+	must(t, s.active.file.Close()) // whatever is written to it is an error
+	s.mu.Unlock()
+	if err := s.Remove("A"); err == nil {
+		t.Fatal("it was removed")
+	}
+	if _, err := s.Open("A"); !errors.Is(err, ErrNoSuch) {
+		t.Errorf("it is still there: %v", err)
+	}
+	must(t, s.Put([]Draft{draft("B", []byte("b"))}, false))
+	must(t, s.Close())
+	if found := slices.Sorted(maps.Keys(all(t, openTest(t, dir)))); !slices.Equal(found, []string{"B"}) {
+		t.Errorf("the next start finds %v", found)
+	}
+}
+
+// What is not synced at the end of a segment would look like damage after a power cut, once another one is begun.
+func TestASegmentIsSyncedBeforeTheNextIsBegun(t *testing.T) {
+	s, err := openSized(t.TempDir(), 8<<10)
+	must(t, err)
+	defer func() { must(t, s.Close()) }()
+	must(t, s.Put([]Draft{draft("A", random(4000))}, false))
+	must(t, s.Mark("A", time.Unix(5, 0)))
+	must(t, s.Put([]Draft{draft("B", random(6000))}, false))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.segments) != 1 || s.segments[0].dirty {
+		t.Errorf("%d segments are closed, the first not synced", len(s.segments))
 	}
 }
 

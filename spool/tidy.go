@@ -46,16 +46,8 @@ func (s *Spool) deleteDead() {
 			s.mu.Unlock()
 			return
 		}
-		seg, unlinked := s.segments[0], s.unlinked
-		s.unlinked = false
+		seg := s.segments[0]
 		s.mu.Unlock()
-		// The states of large messages that were removed lie here: first their files must be gone for good.
-		if unlinked && s.own.sync() != nil {
-			s.mu.Lock()
-			s.unlinked = true
-			s.mu.Unlock()
-			return
-		}
 		if err := os.Remove(seg.path); err != nil && !os.IsNotExist(err) {
 			return
 		}

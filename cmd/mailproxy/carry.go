@@ -99,10 +99,7 @@ func (d *daemon) runCommand(ctx context.Context, from config.CID, cmd config.Com
 	out, err := d.tryCommand(ctx, from, cmd)
 	reply := config.CommandReply{Output: out}
 	if err != nil {
-		reply.Error, reply.Hint, reply.Code = err.Error(), hint(err), 1
-		if from != 0 && errors.Is(err, db.ErrNoLease) { // "here" would be read on another node
-			reply.Hint = carriedLeaseHint
-		}
+		reply.Error, reply.Hint, reply.Code = err.Error(), hintFor(from, err), 1
 		if _, usage := errors.AsType[*usageError](err); usage {
 			reply.Code = 2
 		}

@@ -7,6 +7,7 @@ import (
 
 	"mailproxy/backup"
 	"mailproxy/cluster"
+	"mailproxy/config"
 	"mailproxy/db"
 	"mailproxy/spool"
 	"mailproxy/web"
@@ -18,6 +19,14 @@ const leaseHint = `bring the other nodes back ("pmgcm status"); where they are l
 const carriedLeaseHint = `the master is cut off from most nodes: bring it back to them; or, where most of them answer here ("pmgcm status"), "pmgcm promote" here`
 const dataKeyHint = `nothing was changed; put keys/node.key back from a backup and restart the daemon; or promote a node on which "mailproxy secret list" ` +
 	`says sealed; where there is none, "mailproxy secret remove" what is unreadable, and set it again`
+
+// hintFor is hint for whoever typed a command on another node, where "here" is there; from 0 it was this one.
+func hintFor(from config.CID, err error) string {
+	if from != 0 && errors.Is(err, db.ErrNoLease) {
+		return carriedLeaseHint
+	}
+	return hint(err)
+}
 
 // hint gives the command to paste after an error; empty where there is none.
 func hint(err error) string {

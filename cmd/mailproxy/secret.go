@@ -11,6 +11,7 @@ import (
 
 	"mailproxy/config"
 	"mailproxy/db"
+	"mailproxy/internal/askpass"
 )
 
 // maxSecret bounds a secret: a chain of certificates with its key has some kB.
@@ -70,7 +71,7 @@ func secretValue(c *cli.Context, name string) ([]byte, error) {
 	if c.IsSet("file") {
 		return readSecret(c, c.String("file"))
 	}
-	if !onTerminal(c) {
+	if !askpass.IsTerminal(c.App.Reader) {
 		return nil, withHint(errors.New("there is no terminal to ask for the value on"), "add --file FILE, or --file - for standard input")
 	}
 	value, err := typed(c, "value of "+name+": ")

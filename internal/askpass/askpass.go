@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"golang.org/x/term"
@@ -21,7 +22,22 @@ var (
 	ErrNoTerminal = errors.New("there is no terminal to ask on")
 	// ErrReadable: others may read the file.
 	ErrReadable = errors.New("others can read it")
+	// ErrEmpty: there is no first line, or nothing in it.
+	ErrEmpty = errors.New("the first line is empty")
 )
+
+// A ReadableError is ErrReadable of a file.
+type ReadableError struct {
+	File string
+	Mode fs.FileMode
+}
+
+func (e *ReadableError) Error() string {
+	return fmt.Sprintf("%s: %v: mode %04o", e.File, ErrReadable, e.Mode)
+}
+
+// Unwrap makes it an ErrReadable.
+func (e *ReadableError) Unwrap() error { return ErrReadable }
 
 // IsTerminal says whether a secret can be asked for on in.
 func IsTerminal(in io.Reader) bool {
@@ -59,20 +75,30 @@ func Ask(ctx context.Context, in io.Reader, show io.Writer, prompt string) (stri
 	}
 }
 
-// ReadFile gives the first line of a file, which only its owner may read: ErrReadable.
-func ReadFile(file string) (string, error) {
+// OpenPrivate opens a file that only its owner may read: *ReadableError.
+func OpenPrivate(file string) (*os.File, error) {
 	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		err = &ReadableError{file, info.Mode().Perm()}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// ReadFile gives the first line of a file that only its owner may read: ErrReadable, ErrEmpty.
+func ReadFile(file string) (string, error) {
+	f, err := OpenPrivate(file)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return "", fmt.Errorf("%s: %w: mode %04o", file, ErrReadable, mode)
-	}
 	line, err := FirstLine(f)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
@@ -80,7 +106,7 @@ func ReadFile(file string) (string, error) {
 	return line, nil
 }
 
-// FirstLine gives the first line of r, without its end. An empty one is an error.
+// FirstLine gives the first line of r, without its end: ErrEmpty.
 func FirstLine(r io.Reader) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxLine))
 	if err != nil {
@@ -88,7 +114,7 @@ func FirstLine(r io.Reader) (string, error) {
 	}
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	if line = bytes.TrimSuffix(line, []byte{'\r'}); len(line) == 0 {
-		return "", errors.New("the first line is empty")
+		return "", ErrEmpty
 	}
 	return string(line), nil
 }

@@ -39,11 +39,11 @@ func rules() map[string]rule {
 		"secret":           {},
 		"db":               {ours: []string{"config", "secret"}, tests: []string{"mail", "internal/pgtest"}},
 		"tunnel":           {ours: []string{"config"}, tests: []string{"db", "internal/pgtest"}},
-		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/pgtest", "test/history"}},
+		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/farlink", "internal/pgtest", "test/history"}},
 		"backup":           {ours: []string{"config", "db", "tunnel", "secret"}, tests: []string{"internal/pgtest"}},
-		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "backup", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
+		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "backup", "internal/askpass", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
 		"cmd/pmgcm":        {ours: []string{"config", "db", "tunnel", "cluster", "internal/askpass", "internal/cliargs", "internal/manpage"}, tests: []string{"internal/testbin", "internal/pgtest"}},
-		"internal/askpass": {}, "internal/cliargs": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
+		"internal/askpass": {}, "internal/cliargs": {}, "internal/farlink": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
 		"internal/testbin": {},
 		"test/lab":         {ours: []string{"config", "web"}, tests: []string{"internal/testbin"}},
@@ -51,7 +51,7 @@ func rules() map[string]rule {
 		"test/e2e":         {tests: []string{"config", "web", "internal/testbin", "test/lab"}},
 		"test/history":     {ours: []string{"config"}},
 		"test/chaos":       {ours: []string{"config", "test/lab", "test/history"}},
-		"test/bench":       {ours: []string{"config", "db"}, tests: []string{"internal/pgtest", "internal/testbin"}},
+		"test/bench":       {ours: []string{"config", "db", "internal/farlink"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }
 
