@@ -177,11 +177,7 @@ func (s *store) apply(c *cli.Context, before, after *config.Snapshot, difference
 	if err != nil {
 		return err
 	}
-	changes := "changes"
-	if len(differences) == 1 {
-		changes = "change"
-	}
-	return done(c, at, "%d %s applied", len(differences), changes)
+	return done(c, at, "%s applied", count(len(differences), "change"))
 }
 
 var errMeanwhile = errors.New("the configuration was changed meanwhile")
