@@ -89,7 +89,8 @@ func (o *Operator) JournalApply(ctx context.Context, p JournalPlan) (config.Posi
 	return at, o.closeEntry(ctx, p.Entry.ID, db.Applied, fmt.Sprintf("as commit %v", at))
 }
 
-// JournalDrop closes an entry of the journal that is not wanted, with the reason. ErrNoSuchEntry, ErrEntryClosed.
+// JournalDrop closes an entry of the journal that is not wanted. The reason goes into the history of the configuration first, as a commit
+// of its own on the master; killed between the two, it is there twice when it was run again. ErrNoSuchEntry, ErrEntryClosed; Carry's errors.
 func (o *Operator) JournalDrop(ctx context.Context, id int64, reason string) error {
 	e, err := o.JournalEntry(ctx, id)
 	if err != nil {
@@ -98,7 +99,20 @@ func (o *Operator) JournalDrop(ctx context.Context, id int64, reason string) err
 	if e.Outcome != "" {
 		return fmt.Errorf("%w: %s", ErrEntryClosed, e.Outcome)
 	}
+	line := fmt.Sprintf("pmgcm journal drop %d --reason %q (%s)", id, reason, describe(e))
+	reply, err := o.Carry(ctx, config.Command{Who: o.Author.Who, Line: line, Args: []string{"config", "note"}})
+	if err != nil {
+		return err
+	}
+	if reply.Code != 0 {
+		return fmt.Errorf("%w: %s", ErrRefused, reply.Error)
+	}
 	return o.closeEntry(ctx, id, db.Dropped, reason)
+}
+
+// describe names a commit that was set aside, for people.
+func describe(e db.JournalEntry) string {
+	return fmt.Sprintf("commit %v/%d of node %d by %s: %s", e.Epoch, e.Serial, e.Node, e.Who, e.Command)
 }
 
 func (o *Operator) closeEntry(ctx context.Context, id int64, outcome, reason string) error {

@@ -82,7 +82,7 @@ func mayCarry(args []string) bool {
 		return args[1] == "remove" ||
 			args[1] == "set" && len(args) == 5 && !strings.HasPrefix(args[2], "-") && slices.Equal(args[3:], []string{"--file", "-"})
 	case "config":
-		return slices.Equal(args[1:], []string{"apply", "-", "--yes"})
+		return slices.Equal(args[1:], []string{"apply", "-", "--yes"}) || slices.Equal(args[1:], []string{"note"})
 	}
 	return false
 }

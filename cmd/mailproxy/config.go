@@ -42,6 +42,7 @@ func configCommand() *cli.Command {
 			{Name: "history", Usage: "show who changed what", Action: configHistory,
 				Flags:       []cli.Flag{&cli.IntFlag{Name: "limit", Value: 20, Usage: "show the newest `N`"}, jsonFlag()},
 				Description: "The newest comes first. What a new master did not have is not here but in `pmgcm journal`."},
+			{Name: "note", Usage: "put a command that changes no row into the history", Action: configNote, Hidden: true},
 		},
 	}
 }
@@ -110,6 +111,17 @@ func configRollback(c *cli.Context) error {
 			return err
 		}
 		return s.replace(c, before, after)
+	})
+}
+
+// configNote makes a commit of its author's command alone: "pmgcm journal drop" leaves its reason so.
+func configNote(c *cli.Context) error {
+	if _, err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	return withStore(c, func(ctx context.Context, s *store) error {
+		_, err := s.Commit(ctx, s.author, func(ctx context.Context, tx *db.Tx) error { return tx.Renew(ctx) }, nil)
+		return err
 	})
 }
 

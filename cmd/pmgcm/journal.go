@@ -33,8 +33,9 @@ func journalCommand() *cli.Command {
 				Description: "Shows the difference, asks, and commits it on the master, as any change of the configuration. Rows of the cluster itself and " +
 					"secrets are not entered again: it names them."},
 			{Name: "drop", Usage: "forget one commit", ArgsUsage: "N", Action: dropJournal,
-				Flags:       []cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT`; it stays with the entry"}},
-				Description: "The entry is not named in status any more. list --all still shows it, with who dropped it and why."},
+				Flags: []cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT`; it stays in the history"}},
+				Description: "The entry is not named in status any more. list --all still shows it, with who dropped it and why; so does " +
+					"`mailproxy config history` on every node."},
 		},
 	}
 }
