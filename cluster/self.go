@@ -113,7 +113,7 @@ const recently = 5 * time.Second
 // so. With verify the digest is recomputed from the rows first, which takes as long as the rows need, or until ctx ends.
 func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	if verify {
-		if err := n.verify(ctx); err != nil {
+		if err := n.verify(ctx, n.o.DB.Verify); err != nil {
 			n.warn(ctx, "drift.check", 0, err)
 		}
 	}

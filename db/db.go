@@ -146,10 +146,12 @@ func (d *DB) write(ctx context.Context, f func(tx pgx.Tx) error) error {
 	return mapError(pgx.BeginFunc(ctx, d.pool, f))
 }
 
+// readOnly is a transaction that sees one state.
+var readOnly = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+
 // read runs f in one transaction that sees one state.
 func (d *DB) read(ctx context.Context, f func(tx pgx.Tx) error) error {
-	o := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return mapError(pgx.BeginTxFunc(ctx, d.pool, o, f))
+	return mapError(pgx.BeginTxFunc(ctx, d.pool, readOnly, f))
 }
 
 // querier is a transaction or a connection.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"mailproxy/config"
@@ -51,6 +52,34 @@ func TestDigestsDoNotDependOnTheSession(t *testing.T) {
 		INSERT INTO config.token VALUES ('\x00ff', '2026-01-01', '2026-07-01'); UPDATE config.token SET used_at = '2026-03-03'`)
 	if kept, rows, err := n.Verify(t.Context()); err != nil || kept != rows {
 		t.Errorf("kept %v, rows %v, %v", kept, rows, err)
+	}
+}
+
+// Looking at all rows in the background gives way to mail and to changes, and the pool's connections do not.
+func TestWhatNobodyWaitsForGivesWay(t *testing.T) {
+	n := &node{DB: openDSN(t, pgtest.New(t))}
+	priority := func(read func(context.Context, func(pgx.Tx) error) error) (nice int) {
+		t.Helper()
+		err := read(t.Context(), func(tx pgx.Tx) error {
+			var pid int
+			if err := tx.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+				return err
+			}
+			p, err := unix.Getpriority(unix.PRIO_PROCESS, pid)
+			nice = 20 - p // as the system call gives it
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nice
+	}
+	before := priority(n.Read)
+	if aside := priority(n.ReadAside); aside <= before {
+		t.Errorf("nice %d, of other connections %d", aside, before)
+	}
+	if after := priority(n.Read); after != before {
+		t.Errorf("the pool's connections are at nice %d, were at %d", after, before)
 	}
 }
 

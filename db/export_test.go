@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // KillListeners ends the connections that listen.
@@ -16,6 +18,14 @@ func (d *DB) KillListeners(ctx context.Context) error {
 // ListenOnce is Listen on one connection, with other times.
 func (d *DB) ListenOnce(ctx context.Context, wake func(), every, longest time.Duration) error {
 	return d.listenOnce(ctx, wake, every, longest)
+}
+
+// Read is read.
+func (d *DB) Read(ctx context.Context, f func(tx pgx.Tx) error) error { return d.read(ctx, f) }
+
+// ReadAside is readAside.
+func (d *DB) ReadAside(ctx context.Context, f func(tx pgx.Tx) error) error {
+	return d.readAside(ctx, f)
 }
 
 // SetDoubt says how long a commit whose answer was lost is asked after.

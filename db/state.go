@@ -64,7 +64,16 @@ func scanState(row pgx.Row, more ...any) (State, error) {
 // Verify computes the digest from the rows and gives it beside the kept one. Where they differ, rows were changed with the triggers
 // off; the kept sums are then set right, so that State shows it and the master's next push repairs it.
 func (d *DB) Verify(ctx context.Context) (kept, rows config.Digest, err error) {
-	err = d.read(ctx, func(tx pgx.Tx) error {
+	return d.verify(ctx, d.read)
+}
+
+// VerifyAside is Verify that takes its time: mail and changes go first.
+func (d *DB) VerifyAside(ctx context.Context) (kept, rows config.Digest, err error) {
+	return d.verify(ctx, d.readAside)
+}
+
+func (d *DB) verify(ctx context.Context, read func(context.Context, func(pgx.Tx) error) error) (kept, rows config.Digest, err error) {
+	err = read(ctx, func(tx pgx.Tx) error {
 		var k, r []byte
 		if err := tx.QueryRow(ctx, "SELECT node.kept_digest(), node.row_digest()").Scan(&k, &r); err != nil {
 			return err
