@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bufio"
 	"compress/flate"
+	"context"
 	"errors"
 	"io"
 	"time"
@@ -22,10 +23,45 @@ const (
 	packedSuffix = "+deflate"
 	// maxPacked bounds the packed streams that a peer may open: each takes about 1 MB.
 	maxPacked = 4
-	// slowRoundTrip is the round trip from which on a link is taken for slow. Within a site it is below a millisecond, and a line that is
-	// slower than a processor packs has a longer one, or gets it as soon as it is full.
-	slowRoundTrip = 5 * time.Millisecond
+	// weighBytes are sent once over each connection that bulk is to go over, and slowBlock is how long they take, there and the answer back,
+	// from which on a link is taken for slow: one of about 100 Mbit/s and less, or of a long round trip. Within a site it is a millisecond.
+	weighBytes = 64 << 10
+	slowBlock  = 5 * time.Millisecond
+	// weighTries is how often they are sent until they are fast once: a processor may have been busy.
+	weighTries = 3
+	// weighRequest names the global request that carries them. No node grants it; the refusal is the answer.
+	weighRequest = "weigh@mailproxy"
 )
+
+// isSlow says whether the link that a session goes over is slow. It is weighed when that is asked first; who cannot wait for it packs.
+func (s *session) isSlow(ctx context.Context) bool {
+	s.weigh.Do(func() {
+		s.slow.Store(true)
+		if !s.owned.spawn(s.weighLink) {
+			close(s.weighed) // the session has ended
+		}
+	})
+	select {
+	case <-s.weighed:
+	case <-ctx.Done():
+	}
+	return s.slow.Load()
+}
+
+func (s *session) weighLink() {
+	defer close(s.weighed)
+	block := make([]byte, weighBytes)
+	for range weighTries {
+		start := time.Now()
+		if _, _, err := s.ssh.SendRequest(weighRequest, true, block); err != nil {
+			return // who dials next hears of it
+		}
+		if time.Since(start) < s.t.timing.slow {
+			s.slow.Store(false)
+			return
+		}
+	}
+}
 
 // packer packs what it is given, and sends it on.
 type packer struct {

@@ -511,7 +511,7 @@ func handshakeError(err error, hostProven bool) error {
 
 // start adds a session and runs it in a goroutine of the tunnel.
 func (t *Tunnel) start(s *session, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) error {
-	s.t, s.since, s.conns, s.look = t, time.Now(), map[*conn]struct{}{}, make(chan struct{}, 1)
+	s.t, s.since, s.conns, s.look, s.weighed = t, time.Now(), map[*conn]struct{}{}, make(chan struct{}, 1), make(chan struct{})
 	t.mu.Lock()
 	ctx := t.ctx
 	t.mu.Unlock()

@@ -68,6 +68,10 @@ type session struct {
 	doubted atomic.Bool   // see doubt
 	waiting atomic.Int64  // when the peer was asked for a sign of life that has not come, after since; 0: it has
 
+	weigh   sync.Once // see isSlow, as are the next two
+	weighed chan struct{}
+	slow    atomic.Bool
+
 	leaving bool // it is closed soon, whatever is open; guarded by Tunnel.mu
 
 	mu     sync.Mutex

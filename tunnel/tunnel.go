@@ -457,7 +457,7 @@ func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (
 		return nil, fmt.Errorf("dial node %d: %w", cid, err)
 	}
 	open := func(s *session) (*conn, error) {
-		if t.slow(s.peer) {
+		if s.isSlow(ctx) {
 			c, err := s.dial(ctx, stream{service: service, packed: true})
 			if !errors.Is(err, ErrRefused) {
 				return c, err
@@ -475,13 +475,6 @@ func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (
 		}
 	}
 	return t.dial(ctx, cid, open)
-}
-
-// slow says whether the link to a peer was last measured to be slow.
-func (t *Tunnel) slow(p *peer) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return 2*p.clock.Within >= t.timing.slow
 }
 
 // bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot.

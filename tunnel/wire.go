@@ -68,7 +68,7 @@ type timing struct {
 	surplus       time.Duration // how long a surplus connection without channels is kept
 	unlike        time.Duration // how long a connection by another carrier than the wanted one is kept beside one by that
 	bulkAgain     time.Duration // after a connection for bulk could not be made
-	slow          time.Duration // the round trip from which on a link is taken for slow, see pack.go
+	slow          time.Duration // how long a block takes on a link that is slow, see pack.go
 	kick          time.Duration // Dial starts no attempt earlier than this after the last
 	linger        time.Duration // for a closed stream to send its rest
 	join          time.Duration // for a whole join exchange
@@ -81,7 +81,7 @@ func defaultTiming() timing {
 	return timing{
 		keepAlive: 3 * time.Second, measure: 10 * time.Second, idle: 30 * time.Second, dead: 9 * time.Second, dial: 5 * time.Second, handshake: 10 * time.Second,
 		backoffMin: 200 * time.Millisecond, backoffMax: 15 * time.Second, steady: 10 * time.Second,
-		second: 150 * time.Millisecond, surplus: time.Second, unlike: 30 * time.Second, bulkAgain: time.Minute, slow: slowRoundTrip, kick: time.Second, linger: 5 * time.Second,
+		second: 150 * time.Millisecond, surplus: time.Second, unlike: 30 * time.Second, bulkAgain: time.Minute, slow: slowBlock, kick: time.Second, linger: 5 * time.Second,
 		join: time.Minute, startup: 10 * time.Second, joinEvery: 2 * time.Second, repeatedEvery: 30 * time.Second,
 	}
 }

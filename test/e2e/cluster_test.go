@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -64,4 +68,37 @@ func refuses(address string) error {
 		_ = c.Close()
 	}
 	return fmt.Errorf("%s: %w", address, errors.Join(err, errors.New("not refused")))
+}
+
+// heard is how many octets have come to the host.
+func (n *node) heard() int64 {
+	n.t.Helper()
+	octets, err := strconv.ParseInt(strings.TrimSpace(n.must("cat", "/sys/class/net/eth0/statistics/rx_bytes")), 10, 64)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return octets
+}
+
+// A line within a site that carries little is as slow as a far one: what goes over it is packed.
+func TestBulkIsPackedOnAThinLine(t *testing.T) {
+	t.Parallel()
+	master, slave := newHost(t, lab.HostOptions{Name: "n1.test"}), newHost(t, lab.HostOptions{Name: "n2.test"})
+	slave.done(slave.Thin("20mbit"))
+	master.done(lab.Form(master.Host, slave.Host))
+	text := master.must("mailproxy", "config", "show")
+	for i := range 20_000 {
+		text += fmt.Sprintf("[[domain]]\nname = \"d%06d.thin.test\"\nhosts = [\"192.0.2.1:25\"]\n", i)
+	}
+	file := filepath.Join(master.Dir, "thin.toml")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before := slave.heard()
+	master.must("mailproxy", "config", "apply", "--yes", file)
+	slave.eventually(slave.inSync)
+	const plain = 20_000 * 100 // octets; a row is more in each of the forms that it is sent in
+	if got := slave.heard() - before; got > plain/2 {
+		t.Errorf("%d octets for what is over %d", got, plain)
+	}
 }

@@ -60,6 +60,23 @@ func (h *Host) unplug() error {
 	return command("ip", "netns", "del", h.ID)
 }
 
+// Thin bounds what the host says and hears, each, by a rate as tc(8) has it, "10mbit"; "" ends it.
+func (h *Host) Thin(rate string) error {
+	outer := []string{"tc", "qdisc"}
+	inner := append([]string{"ip", "netns", "exec", h.ID}, outer...)
+	for device, tc := range map[string][]string{h.outer(): outer, "eth0": inner} {
+		_ = command(tc[0], append(tc[1:len(tc):len(tc)], "del", "dev", device, "root")...) // where it is thin already
+		if rate == "" {
+			continue
+		}
+		what := []string{"add", "dev", device, "root", "tbf", "rate", rate, "burst", "16kb", "latency", "200ms"}
+		if err := command(tc[0], append(tc[1:len(tc):len(tc)], what...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // nft carries out commands of nft(8) in the host.
 func (h *Host) nft(commands string) error {
 	return feed(commands, "ip", "netns", "exec", h.ID, "nft", "-f", "-")

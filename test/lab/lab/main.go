@@ -28,6 +28,7 @@ const usage = `lab: hosts on this machine with a real node each, and what happen
 
   lab cut A [B…]       drop what A and B say to each other; without B: A and all other hosts
   lab slow A TIME      A's round trips take TIME longer, "200ms"; 0 ends it
+  lab thin A RATE      A's line carries no more than RATE each way, "10mbit"; 0 ends it
   lab heal [A [B]]     end cut and slow: for all, for one host, or cut between two
   lab kill A           end all on A at once, as a power failure does
   lab start A          start A's daemon
@@ -271,6 +272,7 @@ func table() []verb {
 		{name: "mail", host: mail, most: 1, looks: true},
 		{name: "cut", host: cut, most: -1},
 		{name: "slow", host: slow, least: 1, most: 1},
+		{name: "thin", host: thin, least: 1, most: 1},
 		{name: "skew", host: skew, least: 1, most: 1},
 		plain("kill", (*lab.Host).Kill),
 		plain("start", (*lab.Host).Start),
@@ -391,6 +393,13 @@ func slow(_ *lab.Lab, h *lab.Host, args []string) error {
 		return usagef("slow: %q is no time like 200ms", args[0])
 	}
 	return h.Slow(d)
+}
+
+func thin(_ *lab.Lab, h *lab.Host, args []string) error {
+	if args[0] == "0" {
+		return h.Thin("")
+	}
+	return h.Thin(args[0])
 }
 
 func skew(_ *lab.Lab, h *lab.Host, args []string) error {
