@@ -26,6 +26,16 @@ type Envelope struct {
 	ReceivedAt time.Time `json:"received_at"`
 }
 
+// For gives the envelope with some of its recipients: indexes of ForwardPaths, in the order wanted.
+func (e *Envelope) For(recipients []int) Envelope {
+	some := *e
+	some.ForwardPaths = make([]Path, len(recipients))
+	for i, r := range recipients {
+		some.ForwardPaths[i] = e.ForwardPaths[r]
+	}
+	return some
+}
+
 // Content is the bytes of one message: header, blank line and body with CRLF line ends only, neither dot-stuffed nor ended by
 // the final dot. It is read-only and may be read by several at once. *bytes.Reader and *io.SectionReader are Contents.
 type Content interface {

@@ -54,19 +54,19 @@ func (c *conn) decide(message mail.Content) outcome {
 	return out
 }
 
-// A group is the forward-paths of one next hop.
+// A group is the recipients of one next hop, as indexes of the envelope's forward-paths.
 type group struct {
 	key string
 	nextHop
-	paths []mail.Path
+	recipients []int
 }
 
-// groups sorts the forward-paths by next hop; later are those that are only to be queued.
-func (tx *transaction) groups() (now []group, later []mail.Path) {
-	for i, p := range tx.envelope.ForwardPaths {
+// groups sorts the recipients by next hop; later are those that are only to be queued.
+func (tx *transaction) groups() (now []group, later []int) {
+	for i := range tx.envelope.ForwardPaths {
 		hop := tx.hops[i]
 		if !hop.ours || !tx.settings.CutThrough {
-			later = append(later, p)
+			later = append(later, i)
 			continue
 		}
 		key := string(hop.transport.TLS) + " " + strings.Join(hop.transport.Hosts, " ")
@@ -78,26 +78,47 @@ func (tx *transaction) groups() (now []group, later []mail.Path) {
 			now = append(now, group{key: key, nextHop: hop})
 			j = len(now) - 1
 		}
-		now[j].paths = append(now[j].paths, p)
+		now[j].recipients = append(now[j].recipients, i)
 	}
 	return now, later
 }
 
-// A delivery is the end of one transaction: cut-through to the first next hop that takes anything, the rest through the queue.
+// An answer is what a next hop said of one recipient.
+type answer struct {
+	relay.Result
+	recipient int
+}
+
+// A delivery is the end of one transaction: cut-through to the first next hop that takes anything, the rest through the queue. The
+// table says what each answer of the next hop whose turn it is brings: to its recipients, to all others, and to the client. Rows
+// higher up win where two apply.
 //
-//	for each next hop in turn:
-//	  all its recipients refused      -> remembered; the next one's turn
-//	  out of reach                    -> all that is left is queued
-//	  before its dot                  -> what is left for others is spooled, held
-//	  its 2xx                         -> held items released, refused recipients reported by DSN: its answer
-//	  its 4xx or 5xx, or no answer    -> held items dropped: its answer
-//	all have refused all              -> what is for postmaster is queued; without any, the worst answer
+//	next hop says                     its recipients            all others             the client
+//	out of reach before any answer    queued                    queued, not asked      250 queued
+//	MAIL 4xx/5xx, or all RCPT so,     that answer, remembered   the next hop's turn    the next hop's answer;
+//	or DATA so, or lost before the                                                     with none left the worst
+//	dot                                                                                answer, 4xx before 5xx
+//	RCPT 2xx for some, then the dot
+//	  2xx                             taken; those refused      queued, if not         250
+//	                                  4xx queued, 5xx reported  refused before (below)
+//	  4xx, 5xx                        not taken, forgotten      forgotten              that answer
+//	  no answer                       taken or not              forgotten              451: a possible duplicate
+//
+//	answers remembered, once the client has a 250: 4xx queued, 5xx reported. Where nobody has taken anything, postmaster whose MAIL
+//	or RCPT was refused is queued.
+//
+// "Reported" is one DSN for all of them, spooled before the 250. What is queued behind a next hop's dot was spooled before that dot,
+// held: its 2xx releases it, anything else drops it, and so does a start that finds it held. So a kill at any instant leaves either
+// everything that a 250 has promised, or a client without an answer, who comes again: then what was taken, or released just before,
+// comes twice.
+//
+// The order is that of the first recipient of each next hop.
 type delivery struct {
 	*conn
 	ctx     context.Context // ends when the client is gone
 	message mail.Content
-	refused []relay.Result // of next hops that have taken nothing
-	held    []string       // items
+	refused []answer // of next hops that have taken nothing
+	held    []string // items
 }
 
 // deliver passes the message on, or spools it.
@@ -116,14 +137,14 @@ func (c *conn) deliver(message mail.Content) (out outcome) {
 }
 
 // inTurn tries the next hops until one has taken something.
-func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
+func (d *delivery) inTurn(now []group, later []int) outcome {
 	for i, g := range now {
 		rest := slices.Clone(later)
 		for _, other := range now[i+1:] {
-			rest = append(rest, other.paths...)
+			rest = append(rest, other.recipients...)
 		}
-		results, err := d.attempt(g, rest)
-		reply := dotReply(results)
+		answers, err := d.attempt(g, rest)
+		reply := dotReply(answers)
 		if err != nil || reply == nil {
 			d.drop() // what was held before a dot that was not sent, or not answered
 		}
@@ -134,9 +155,9 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 			if len(rest) > 0 {
 				away = nil // the others have not been tried
 			}
-			return d.settle(d.spool(append(rest, g.paths...), away))
+			return d.settle(d.spool(append(rest, g.recipients...), away))
 		case errors.Is(err, relay.ErrNoAnswer):
-			out := outcome{reply: reply, hop: hopOf(results)}
+			out := outcome{reply: reply, hop: hopOf(answers)}
 			d.mayComeTwice(out, err, "the next hop may have taken it")
 			return out
 		case errors.As(err, &ours):
@@ -146,9 +167,9 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 		case err != nil:
 			return outcome{reply: internal(err)}
 		case reply != nil:
-			return d.answered(reply, results)
+			return d.answered(reply, answers)
 		}
-		d.refused = append(d.refused, results...)
+		d.refused = append(d.refused, answers...)
 	}
 	if later = append(later, d.postmaster()...); len(later) > 0 {
 		return d.settle(d.spool(later, nil))
@@ -158,52 +179,70 @@ func (d *delivery) inTurn(now []group, later []mail.Path) outcome {
 
 // postmaster takes those out of the refused that we said yes to whatever their next hop thinks: the queue asks it again, and the
 // sender has a DSN where it stays with its no. What a next hop says of the message itself stands.
-func (d *delivery) postmaster() (paths []mail.Path) {
-	d.refused = slices.DeleteFunc(d.refused, func(r relay.Result) bool {
-		kept := r.Stage <= relay.StageRcpt && d.tx.forPostmaster(r.Path)
+func (d *delivery) postmaster() (recipients []int) {
+	d.refused = slices.DeleteFunc(d.refused, func(a answer) bool {
+		kept := a.Stage <= relay.StageRcpt && d.tx.hops[a.recipient].postmaster
 		if kept {
-			paths = append(paths, r.Path)
+			recipients = append(recipients, a.recipient)
 		}
 		return kept
 	})
-	return paths
+	return recipients
 }
 
 // attempt delivers to one next hop; what others are to have is spooled before its dot.
-func (d *delivery) attempt(g group, rest []mail.Path) ([]relay.Result, error) {
-	a := relay.Attempt{Transport: g.transport, Domain: g.domain, Envelope: &d.tx.envelope, Paths: g.paths, Content: d.message}
-	if len(rest) > 0 || len(g.paths) > 1 || len(d.refused) > 0 {
-		a.BeforeDot = func(results []relay.Result) error {
-			paths := slices.Clone(rest)
-			for _, r := range append(slices.Clone(d.refused), results...) {
-				if r.Reply.Temporary() {
-					paths = append(paths, r.Path) // taken by us in place of a next hop that may take it later
-				}
-			}
-			if len(paths) == 0 {
-				return nil
-			}
-			ids, err := d.server.o.Queue.Put(d.ctx, []queue.Draft{d.draft(paths)}, true)
-			d.held = ids
-			return err
-		}
+func (d *delivery) attempt(g group, rest []int) ([]answer, error) {
+	e := d.tx.envelope.For(g.recipients)
+	a := relay.Attempt{Transport: g.transport, Domain: g.domain, Envelope: &e, Paths: e.ForwardPaths, Content: d.message}
+	if len(rest) > 0 || len(g.recipients) > 1 || len(d.refused) > 0 {
+		a.BeforeDot = func(results []relay.Result) error { return d.hold(rest, answersOf(g, results)) }
 	}
 	results, err := d.server.o.Relay.Deliver(d.ctx, a)
 	if err == nil {
-		d.server.o.Queue.HopAnswered(g.transport, g.paths[0])
+		d.server.o.Queue.HopAnswered(g.transport, e.ForwardPaths[0])
 	}
-	return results, err
+	return answersOf(g, results), err
 }
 
-func (d *delivery) draft(paths []mail.Path) queue.Draft {
-	e := d.tx.envelope
-	e.ForwardPaths = paths
-	return queue.Draft{Envelope: e, Content: d.message}
+// answersOf says whose each result is: they come in the order of the group's recipients.
+func answersOf(g group, results []relay.Result) []answer {
+	answers := make([]answer, len(results))
+	for i, r := range results {
+		answers[i] = answer{r, g.recipients[i]}
+	}
+	return answers
+}
+
+// hold spools what the queue is to have if the dot that follows is answered with 2xx: for the rest, and for those that were refused
+// for now, taken by us in place of a next hop that may take them later.
+func (d *delivery) hold(rest []int, answers []answer) (err error) {
+	recipients := slices.Clone(rest)
+	for _, of := range [][]answer{d.refused, answers} {
+		recipients = appendTemporary(recipients, of)
+	}
+	if len(recipients) == 0 {
+		return nil
+	}
+	d.held, err = d.server.o.Queue.Put(d.ctx, []queue.Draft{d.draft(recipients)}, true)
+	return err
+}
+
+func appendTemporary(recipients []int, answers []answer) []int {
+	for i := range answers {
+		if answers[i].Reply.Temporary() {
+			recipients = append(recipients, answers[i].recipient)
+		}
+	}
+	return recipients
+}
+
+func (d *delivery) draft(recipients []int) queue.Draft {
+	return queue.Draft{Envelope: d.tx.envelope.For(recipients), Content: d.message}
 }
 
 // answered ends the delivery with a next hop's answer to the final dot.
-func (d *delivery) answered(reply *mail.Reply, results []relay.Result) outcome {
-	out := outcome{reply: reply, hop: hopOf(results)}
+func (d *delivery) answered(reply *mail.Reply, answers []answer) outcome {
+	out := outcome{reply: reply, hop: hopOf(answers)}
 	if !reply.Positive() {
 		d.drop()
 		return out
@@ -214,7 +253,7 @@ func (d *delivery) answered(reply *mail.Reply, results []relay.Result) outcome {
 			return d.torn(out, err)
 		}
 	}
-	d.refused = append(d.refused, results...)
+	d.refused = append(d.refused, answers...)
 	if err := d.report(); err != nil {
 		return d.torn(out, err)
 	}
@@ -247,11 +286,18 @@ func (d *delivery) mayComeTwice(out outcome, err error, reason string) {
 
 // report sends a DSN for recipients that were refused for good, while others were taken.
 func (d *delivery) report() error {
-	failed := slices.DeleteFunc(slices.Clone(d.refused), func(r relay.Result) bool { return !r.Reply.Permanent() })
-	if len(failed) == 0 {
+	var recipients []int
+	var results []relay.Result
+	for _, a := range d.refused {
+		if a.Reply.Permanent() {
+			recipients, results = append(recipients, a.recipient), append(results, a.Result)
+		}
+	}
+	if len(results) == 0 {
 		return nil
 	}
-	_, err := d.server.o.Queue.DSN(context.WithoutCancel(d.ctx), &d.tx.envelope, failed, d.message)
+	e := d.tx.envelope.For(recipients)
+	_, err := d.server.o.Queue.DSN(context.WithoutCancel(d.ctx), &e, results, d.message)
 	return err
 }
 
@@ -266,16 +312,14 @@ func (d *delivery) drop() {
 	d.held = nil
 }
 
-// spool puts the message in the queue for these paths, and for those that were refused for now. tried is the attempt that all of
-// the former have just had.
-func (d *delivery) spool(paths []mail.Path, tried *relay.OutOfReach) outcome {
-	for _, r := range d.refused {
-		if r.Reply.Temporary() {
-			paths, tried = append(paths, r.Path), nil
-		}
+// spool puts the message in the queue for these recipients, and for those that were refused for now. tried is the attempt that all
+// of the former have just had.
+func (d *delivery) spool(recipients []int, tried *relay.OutOfReach) outcome {
+	all := appendTemporary(recipients, d.refused)
+	draft := d.draft(all)
+	if len(all) == len(recipients) {
+		draft.Tried = tried
 	}
-	draft := d.draft(paths)
-	draft.Tried = tried
 	ids, err := d.server.o.Queue.Put(d.conn.ctx, []queue.Draft{draft}, false)
 	if err != nil {
 		var reply *mail.Reply
@@ -288,28 +332,28 @@ func (d *delivery) spool(paths []mail.Path, tried *relay.OutOfReach) outcome {
 }
 
 // dotReply is the answer to the final dot; nil where no recipient came that far.
-func dotReply(results []relay.Result) *mail.Reply {
-	for i := range results {
-		if s := results[i].Stage; s == relay.StageDot {
-			return results[i].Reply
+func dotReply(answers []answer) *mail.Reply {
+	for i := range answers {
+		if answers[i].Stage == relay.StageDot {
+			return answers[i].Reply
 		}
 	}
 	return nil
 }
 
 // worst is the answer for recipients that were all refused: a temporary one, if there is one, since then trying again makes sense.
-func worst(results []relay.Result) *mail.Reply {
-	for i := range results {
-		if results[i].Reply.Temporary() {
-			return results[i].Reply
+func worst(answers []answer) *mail.Reply {
+	for i := range answers {
+		if answers[i].Reply.Temporary() {
+			return answers[i].Reply
 		}
 	}
-	return results[0].Reply
+	return answers[0].Reply
 }
 
-func hopOf(results []relay.Result) string {
-	if len(results) == 0 {
+func hopOf(answers []answer) string {
+	if len(answers) == 0 {
 		return ""
 	}
-	return results[0].Hop
+	return answers[0].Hop
 }

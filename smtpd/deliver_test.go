@@ -348,10 +348,11 @@ func TestSpoolLostBehindTheFirstDotIs451(t *testing.T) {
 
 func TestTheWorstAnswerIsATemporaryOne(t *testing.T) {
 	permanent, temporary := &mail.Reply{Code: 550}, &mail.Reply{Code: 450}
-	if got := worst([]relay.Result{{Reply: permanent}, {Reply: temporary}}); got != temporary {
+	said := func(r *mail.Reply) answer { return answer{Result: relay.Result{Reply: r}} }
+	if got := worst([]answer{said(permanent), said(temporary)}); got != temporary {
 		t.Error(got)
 	}
-	if got := worst([]relay.Result{{Reply: permanent}, {Reply: permanent}}); got != permanent {
+	if got := worst([]answer{said(permanent), said(permanent)}); got != permanent {
 		t.Error(got)
 	}
 }

@@ -3,6 +3,7 @@ package smtpd
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -17,7 +18,8 @@ type hop struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
-	// say has the reply to a command: "rcpt a@b.test", "mail", "data", "dot"; "close" closes instead.
+	// say has the reply to a command: "rcpt a@b.test", "mail", "data", "dot"; "close" closes instead, "hang" says nothing. "body" has
+	// "close" where it closes behind its 354.
 	say map[string]string
 	// hold, where not nil, is waited for before the reply to the dot (holdDot) or to DATA (holdData).
 	holdDot, holdData chan struct{}
@@ -116,8 +118,14 @@ func (h *hop) serve(c net.Conn) {
 			answer = h.reply("ehlo", "250-hop\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 8BITMIME")
 		case "MAIL":
 			m = delivered{from: strings.TrimPrefix(rest, "FROM:")}
-			answer = h.reply("mail", answer)
+			if answer = h.reply("mail", answer); answer[0] != '2' {
+				m.from = ""
+			}
 		case "RCPT":
+			if m.from == "" {
+				answer = "503 5.5.1 MAIL first"
+				break
+			}
 			to := strings.Trim(strings.TrimPrefix(rest, "TO:"), "<>")
 			if answer = h.reply("rcpt "+to, answer); answer[0] == '2' {
 				m.to = append(m.to, to)
@@ -130,7 +138,11 @@ func (h *hop) serve(c net.Conn) {
 			fmt.Fprint(c, "221 bye\r\n")
 			return
 		}
-		if answer == "close" {
+		switch answer {
+		case "close":
+			return
+		case "hang":
+			_, _ = io.Copy(io.Discard, r) // until we are left
 			return
 		}
 		fmt.Fprint(c, answer+"\r\n")
@@ -151,6 +163,9 @@ func (h *hop) data(c net.Conn, r *bufio.Reader, m *delivered) string {
 		return answer
 	}
 	fmt.Fprint(c, answer+"\r\n")
+	if h.reply("body", "") == "close" {
+		return ""
+	}
 	var wire strings.Builder
 	for {
 		b, err := r.ReadString('\n')

@@ -38,15 +38,6 @@ type nextHop struct {
 	postmaster bool
 }
 
-func (tx *transaction) forPostmaster(to mail.Path) bool {
-	for i, p := range tx.envelope.ForwardPaths {
-		if p == to && tx.hops[i].postmaster {
-			return true
-		}
-	}
-	return false
-}
-
 // session is what go-smtp calls; everything is in its conn.
 type session struct{ *conn }
 
