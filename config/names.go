@@ -32,6 +32,20 @@ func NormalizeDomain(s string) (string, error) {
 	return name, nil
 }
 
+// ASCIIDomain gives a domain's A-labels where it has U-labels, so that both forms of one domain are equal; any other domain, and
+// what is none, is given back as it is.
+func ASCIIDomain(name string) string {
+	for i := 0; i < len(name); i++ {
+		if name[i] >= utf8.RuneSelf {
+			if ascii, err := NormalizeDomain(name); err == nil {
+				return ascii
+			}
+			return name
+		}
+	}
+	return name
+}
+
 // NormalizeHost gives host:port in lower case, IPv6 in brackets, with port where s has none.
 func NormalizeHost(s, port string) (string, error) {
 	host := strings.TrimSpace(s)

@@ -54,3 +54,18 @@ func TestNormalizeHost(t *testing.T) {
 		}
 	}
 }
+
+func TestBothFormsOfADomainAreEqual(t *testing.T) {
+	for _, form := range []string{
+		"bücher.example", "BÜCHER.example", "bücher.example", "bücher。example", "ｂücher.example", "xn--bcher-kva.example",
+	} {
+		if got := ASCIIDomain(form); got != "xn--bcher-kva.example" {
+			t.Errorf("%q becomes %q", form, got)
+		}
+	}
+	for _, other := range []string{"[192.0.2.1]", "a_b.example", "", "xn--a.example", "ü..example"} {
+		if got := ASCIIDomain(other); got != other {
+			t.Errorf("%q becomes %q", other, got)
+		}
+	}
+}

@@ -142,16 +142,7 @@ func (r *Ruleset) Route(to mail.Path) (config.Transport, *mail.Reply) {
 
 // domain finds one of our domains, U-labels by their A-labels; nil where it is not ours.
 func (r *Ruleset) domain(name string) *config.Domain {
-	for i := 0; i < len(name); i++ {
-		if name[i] >= 0x80 {
-			ascii, err := config.NormalizeDomain(name)
-			if err != nil {
-				return nil
-			}
-			name = ascii
-			break
-		}
-	}
+	name = config.ASCIIDomain(name)
 	i, ok := slices.BinarySearchFunc(r.domains, name, func(d config.Domain, name string) int { return cmp.Compare(d.Name, name) })
 	if !ok {
 		return nil

@@ -3,6 +3,7 @@ package mail
 import (
 	"errors"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -26,7 +27,8 @@ const (
 type Path struct {
 	// Local is the local part without quoting: the octets that it stands for.
 	Local string
-	// Domain is in lower case, or an address literal with its brackets.
+	// Domain has ASCII letters in lower case and is otherwise as it was written, in A-labels or in U-labels; or an address literal
+	// with its brackets.
 	Domain string
 }
 
@@ -97,13 +99,10 @@ func newPath(local, domain string) (Path, error) {
 	case !utf8.ValidString(local) || !utf8.ValidString(domain):
 		return Path{}, pathError("address is not UTF-8")
 	}
-	for i := 0; i < len(local); i++ {
-		if local[i] < ' ' || local[i] == 0x7f {
-			return Path{}, pathError("control character in the local part")
-		}
+	if strings.ContainsFunc(local, isControl) {
+		return Path{}, pathError("control character in the local part")
 	}
-	domain = strings.ToLower(domain)
-	if !isDomain(domain) {
+	if domain = lowerASCII(domain); !isDomain(domain) {
 		return Path{}, pathError("bad domain")
 	}
 	p := Path{Local: local, Domain: domain}
@@ -156,6 +155,22 @@ func (p Path) IsPostmaster() bool { return strings.EqualFold(p.Local, "postmaste
 // IsASCII says whether p can be sent without SMTPUTF8 (RFC 6531).
 func (p Path) IsASCII() bool { return isASCII(p.Local) && isASCII(p.Domain) }
 
+// isControl: no terminal, log or header may be led astray by an address. Besides the controls of ASCII and those above it, line and
+// paragraph separators and what turns the direction of writing.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || r >= utf8.RuneSelf && unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control)
+}
+
+// lowerASCII leaves all but A to Z as it is: what else is the same domain is for IDNA to say, where domains are compared.
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
 func isASCII(s string) bool {
 	for i := 0; i < len(s); i++ {
 		if s[i] >= utf8.RuneSelf {
@@ -205,8 +220,12 @@ func isDomain(s string) bool {
 		}
 		return true
 	}
+	if strings.ContainsFunc(s, func(r rune) bool { return isControl(r) || unicode.IsSpace(r) }) {
+		return false
+	}
 	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+		// RFC 1035 §2.3.4 bounds a label of ASCII; that of a U-label holds for its A-label (RFC 5890 §2.3.2.1).
+		if label == "" || len(label) > 63 && isASCII(label) || label[0] == '-' || label[len(label)-1] == '-' {
 			return false
 		}
 		for i := 0; i < len(label); i++ {

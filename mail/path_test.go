@@ -27,6 +27,8 @@ func TestPathsAsOnTheWire(t *testing.T) {
 		{"address literal", "a@[192.0.2.1]", Path{"a", "[192.0.2.1]"}},
 		{"IPv6 literal", "a@[IPv6:2001:db8::1]", Path{"a", "[ipv6:2001:db8::1]"}},
 		{"UTF-8", "bücher@bücher.test", Path{"bücher", "bücher.test"}},
+		{"UTF-8 keeps its octets", "Ä@KELVIN.BÜCHER.test", Path{"Ä", "Kelvin.bÜcher.test"}},
+		{"a U-label of more than 63 octets", "a@" + strings.Repeat("日", 30) + ".test", Path{"a", strings.Repeat("日", 30) + ".test"}},
 		{"underscore", "a@_dmarc.b.test", Path{"a", "_dmarc.b.test"}},
 		{"the longest local part", long + "@b.test", Path{long, "b.test"}},
 	}

@@ -101,7 +101,8 @@ func (q *Queue) plan(n *entry) []*group {
 
 func groupKey(t config.Transport, p mail.Path) (key, domain string) {
 	if len(t.Hosts) == 0 {
-		return t.Name + " mx " + p.Domain, p.Domain
+		domain = config.ASCIIDomain(p.Domain)
+		return t.Name + " mx " + domain, domain
 	}
 	return t.Name + " " + strings.Join(t.Hosts, " "), ""
 }

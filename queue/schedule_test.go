@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"mailproxy/config"
+	"mailproxy/mail"
 	"mailproxy/relay"
 )
 
@@ -306,4 +308,13 @@ func TestAnItemThatWasJustTriedWaitsForItsTimeOrForTheHop(t *testing.T) {
 			t.Errorf("two minutes later: %d attempts, want 2", n)
 		}
 	})
+}
+
+func TestBothFormsOfADomainAreOneNextHop(t *testing.T) {
+	mx := config.Transport{Name: "mx"}
+	u, uDomain := groupKey(mx, mail.Path{Local: "a", Domain: "b\u00fccher.test"})
+	a, aDomain := groupKey(mx, mail.Path{Local: "b", Domain: "xn--bcher-kva.test"})
+	if u != a || uDomain != aDomain {
+		t.Errorf("%q and %q, %q and %q", u, a, uDomain, aDomain)
+	}
 }

@@ -22,14 +22,19 @@ func splitVerb(line string) (verb, rest string) {
 	return strings.ToUpper(verb), strings.TrimLeft(rest, " \t")
 }
 
-// isForeign knows the first words of other protocols: a browser or a script that was led here must not have its body run as
-// commands.
-func isForeign(verb string) bool {
+// isForeign knows what other protocols begin with, and what a message's text does: a browser or a script that was led here, and
+// whoever is out of step, must not have what follows run as commands.
+func isForeign(verb, rest string) bool {
 	switch verb {
-	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI":
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI", "PROXY":
 		return true
 	}
-	return strings.HasPrefix(verb, "SSH-")
+	last := rest[strings.LastIndexByte(rest, ' ')+1:]
+	return strings.HasPrefix(verb, "SSH-") || strings.HasSuffix(verb, ":") || !isASCII(verb) || strings.HasPrefix(last, "HTTP/")
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
 }
 
 // parseMail reads what stands behind MAIL: FROM:<path> and parameters.

@@ -7,8 +7,8 @@ import (
 	"mailproxy/mail"
 )
 
-// readMessage reads a message to its end. The reply refuses it; its end was found all the same, and the session goes on. Where it
-// gives false the session has ended.
+// readMessage reads a message to its end. The reply refuses it; its end was found all the same. Where it gives false the session
+// has ended.
 func (c *conn) readMessage() (*content, *mail.Reply, bool) {
 	v := &c.tx.settings
 	message := newContent(c.server.o.TempDir, c.server.o.MinFree)

@@ -34,7 +34,7 @@ func (c *conn) nextCommand() []byte {
 			return nil
 		}
 		verb, rest := splitVerb(string(line[:len(line)-2]))
-		if isForeign(verb) {
+		if isForeign(verb, rest) {
 			c.hangUp()
 			return nil
 		}
@@ -62,7 +62,7 @@ func (c *conn) mayFollow(verb string) bool {
 	switch verb {
 	case "QUIT":
 		return true // nothing behind it is read
-	case "EHLO", "HELO", "DATA", "STARTTLS", "BDAT":
+	case "EHLO", "HELO", "DATA", "STARTTLS", "BDAT", "VRFY", "EXPN", "NOOP", "TURN":
 		return false
 	}
 	return c.esmtp

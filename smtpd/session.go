@@ -15,6 +15,9 @@ import (
 	"mailproxy/relay"
 )
 
+// ruleLimits is the rule of a verdict that refuses a message before it is looked at.
+const ruleLimits = "limits"
+
 // minRate is how fast a message must come on the average, in octets a second, beyond the idle time-out.
 const minRate = 500
 
@@ -108,11 +111,11 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	if refused != nil {
 		return to, nextHop{}, refused
 	}
-	hop := nextHop{transport: transport, domain: to.Domain, ours: tx.rules.Ours(to), postmaster: path.IsPostmaster()}
+	hop := nextHop{transport: transport, domain: config.ASCIIDomain(to.Domain), ours: tx.rules.Ours(to), postmaster: path.IsPostmaster()}
 	if !hop.ours || hop.postmaster {
 		return to, hop, nil
 	}
-	reply, err := c.server.o.Relay.Ask(c.ctx, transport, to.Domain, &tx.envelope, to)
+	reply, err := c.server.o.Relay.Ask(c.ctx, transport, hop.domain, &tx.envelope, to)
 	var away *relay.OutOfReach
 	switch {
 	case errors.As(err, &away):
@@ -139,7 +142,7 @@ func (s session) Data(io.Reader) error {
 	c.server.count.messages.Add(1)
 	var out outcome
 	if refused != nil {
-		out = outcome{reply: refused, verdict: filter.Verdict{Action: filter.ActionReject, Rule: "limits", Reason: "not taken"}}
+		out = outcome{reply: refused, verdict: filter.Verdict{Action: filter.ActionReject, Rule: ruleLimits, Reason: "not taken"}}
 	} else {
 		out = c.decide(message)
 	}
@@ -170,6 +173,9 @@ func (c *conn) finish(out outcome, size int64, start time.Time) error {
 		reply.Code = 250 // what a client and go-smtp expect; a next hop's 251 is as good
 	}
 	c.phase = phaseDot
+	if out.verdict.Rule == ruleLimits && reply.Permanent() {
+		c.abort(reply) // a client that does not keep to sizes is in doubt about the rest, too
+	}
 	if out.gone {
 		if out.reply.Positive() {
 			n.duplicates.Add(1)

@@ -163,10 +163,12 @@ func TestMessageOfExactlyTheLimitIsTaken(t *testing.T) {
 	p.begin("x@one.test")
 	p.send(body + "x\r\n.\r\n")
 	p.want("552 5.3.4")
+	p.wantEnd()
 	if n := len(h.messages()); n != 1 {
 		t.Errorf("%d messages arrived", n)
 	}
 	// One that does not end is cut off, and what follows is not run.
+	p = g.hello()
 	p.begin("x@one.test")
 	go io.WriteString(p.Conn, strings.Repeat(strings.Repeat("x", 62)+"\r\n", (drainBytes+1<<20)/64)+"\r\n.\r\nNOOP\r\n") // ends with the connection
 	p.want("552 5.3.4")
@@ -351,7 +353,7 @@ func TestALongBurstIsTakenWhole(t *testing.T) {
 		p.want("250")
 	}
 	p.want("354")
-	p.send(".\r\n" + strings.Repeat("NOOP\r\n", 20000) + "QUIT\r\n") // more than is read ahead
+	p.send(".\r\n" + strings.Repeat("RSET\r\n", 20000) + "QUIT\r\n") // more than is read ahead
 	p.want("250 2.0.0 taken")
 	for range 20000 {
 		p.want("250 2.0.0 OK")
