@@ -70,6 +70,8 @@ func TestFramerIsTheModelForEveryWayToSplit(t *testing.T) {
 var notEnds = []string{
 	"\n.\n", "\r\n.\n", "\n.\r\n", "\r.\r", "\r.\r\n", "\n.\r", "\r\n.\r", "\r\n.\r\r\n", "\r\n\x00.\r\n", "\r\n.\x00\r\n", "\n\n.\n\n", "\r\r.\r\r",
 	"\r\n..\r\n", "\r\n. \r\n", "\r\n .\r\n", "\n\r.\n\r", "\n\r.\r\n",
+	"\r\r\n.\r\r\n", "\n\r\n.\n\r\n", "\x00\n.\n", "\r\n.\x00\n", "\r\n.\r\x00\n", "\r\x00\n.\r\x00\n", "\n..\n", "\r\n.\x0b\r\n", "\r\n.\t\r\n",
+	"\u2028.\u2028", "\xc2\x85.\xc2\x85", "\r\n.\r \n",
 }
 
 func TestOnlyCRLFDotCRLFEndsAMessage(t *testing.T) {
