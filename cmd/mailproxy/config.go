@@ -42,7 +42,8 @@ func configCommand() *cli.Command {
 			{Name: "history", Usage: "show who changed what", Action: configHistory,
 				Flags:       []cli.Flag{&cli.IntFlag{Name: "limit", Value: 20, Usage: "show the newest `N`"}, jsonFlag()},
 				Description: "The newest comes first. What a new master did not have is not here but in `pmgcm journal`."},
-			{Name: "note", Usage: "put a command that changes no row into the history", Action: configNote, Hidden: true},
+			{Name: "note", Usage: "put a command that changes no row into the history", Action: configNote, Hidden: true,
+				Description: "`pmgcm journal drop` carries it to the master."},
 		},
 	}
 }
