@@ -70,6 +70,11 @@ func (l *Local) PeerDir(cid CID) string {
 	return filepath.Join(l.RunDir, "peer", strconv.Itoa(int(cid)))
 }
 
+// PeerControlSocket leads to a peer's HTTP door.
+func (l *Local) PeerControlSocket(cid CID) string {
+	return filepath.Join(l.PeerDir(cid), "control.sock")
+}
+
 // SpoolDir holds queued mail.
 func (l *Local) SpoolDir() string { return filepath.Join(l.StateDir, "spool") }
 

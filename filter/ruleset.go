@@ -140,6 +140,12 @@ func (r *Ruleset) Route(to mail.Path) (config.Transport, *mail.Reply) {
 	return config.Transport{Name: "domain:" + d.Name, Hosts: d.Hosts, TLS: config.TLSMay}, nil
 }
 
+// Transport gives the transport of a name.
+func (r *Ruleset) Transport(name string) (config.Transport, bool) {
+	t, ok := r.transports[name]
+	return t, ok
+}
+
 // domain finds one of our domains, U-labels by their A-labels; nil where it is not ours.
 func (r *Ruleset) domain(name string) *config.Domain {
 	name = config.ASCIIDomain(name)

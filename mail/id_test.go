@@ -24,3 +24,13 @@ func TestIDsSortByTimeAndDiffer(t *testing.T) {
 		seen[id] = true
 	}
 }
+
+func TestIsID(t *testing.T) {
+	for s, want := range map[string]bool{
+		NewID(time.Now()): true, "": false, "../../../../xxxx": false, "0123456789BCDFG": false, "0123456789BCDFGHJ": false, "0123456789bcdfgh": false,
+	} {
+		if IsID(s) != want {
+			t.Errorf("IsID(%q) is %v", s, !want)
+		}
+	}
+}

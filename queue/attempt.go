@@ -176,6 +176,9 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 		f = fateFailed
 	}
 	r.last = outcomeOf(res, start)
+	if g.refused != nil {
+		r.last.Class = classRoute
+	}
 	t.fates[r.index] = f
 	e := t.log.Info()
 	if f == fateLater {
@@ -190,7 +193,7 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 func (t *trial) settle(m *spool.Message) (gone bool) {
 	n, now := t.n, t.o.Now()
 	var failed []failure
-	expired := now.Sub(n.created) >= t.o.Life()
+	expired := now.Sub(n.bornAt()) >= t.o.Life()
 	for _, r := range n.open {
 		if t.fates[r.index] == fateLater && expired {
 			t.fates[r.index] = fateExpired
@@ -216,14 +219,14 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 	if t.ended {
 		n.attempts++
 		n.next = now.Add(backoff(n.attempts, rand.Float64()))
-		if end := n.created.Add(t.o.Life()); n.next.After(end) && end.After(now) {
+		if end := n.bornAt().Add(t.o.Life()); n.next.After(end) && end.After(now) {
 			n.next = end // the last attempt is at the end of its life
 		}
 		n.transport = t.transport
 	} // else it was not tried: it is due as before
 	for _, r := range open {
 		if r.last != nil {
-			n.lastReply = r.last.reply().String()
+			n.lastReply, n.class = r.last.reply().String(), r.last.Class
 		}
 	}
 	saved := n.state()
@@ -273,7 +276,7 @@ func (t *trial) giveBack(gone bool) {
 	defer t.mu.Unlock()
 	n := t.n
 	t.running--
-	n.busy = false
+	t.idleLocked(n)
 	for _, g := range t.groups {
 		t.giveBackLocked(g)
 	}

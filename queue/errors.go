@@ -17,8 +17,18 @@ var (
 	ErrNoSuch = errors.New("no such item in the queue")
 	// ErrBusy: the item is being tried just now.
 	ErrBusy = errors.New("item is being tried just now")
-	// ErrHeld: the item is held: its client has no answer yet.
-	ErrHeld = errors.New("item is held until its client is answered")
+	// ErrHeld: the item is not accepted yet: its client waits for an answer.
+	ErrHeld = errors.New("its client has no answer yet")
+	// ErrOnHold: an operator has the item wait.
+	ErrOnHold = errors.New("item is on hold")
+	// ErrOther: another item has this ID.
+	ErrOther = errors.New("another item has this ID")
+	// ErrRefused: the node that an item was to be given to has not taken it.
+	ErrRefused = errors.New("refused")
+	// ErrDeed: there is no such order.
+	ErrDeed = errors.New("no such order")
+	// ErrNoTransport: the configuration has no transport of that name.
+	ErrNoTransport = errors.New("no such transport")
 	// ErrDamaged: a record of the spool has a wrong checksum or shape.
 	ErrDamaged = spool.ErrDamaged
 )

@@ -101,8 +101,9 @@ func (q *Queue) Healthy() error {
 
 // Stats are numbers for metrics. The first group is of this moment, the second counts from the daemon's start.
 type Stats struct {
-	Items    int       `json:"items"` // without held ones
-	Held     int       `json:"held"`
+	Items    int       `json:"items"`     // without held ones
+	Held     int       `json:"undecided"` // whose client has no answer yet
+	OnHold   int       `json:"on_hold"`   // of Items, by an operator's order
 	Busy     int       `json:"busy"`
 	Bytes    int64     `json:"bytes"`
 	Damaged  int       `json:"damaged"`
@@ -129,7 +130,10 @@ func (q *Queue) Stats() Stats {
 		}
 		s.Items++
 		s.Bytes += n.size
-		if n.busy {
+		if n.hold != nil {
+			s.OnHold++
+		}
+		if n.busy && !n.ordered {
 			s.Busy++
 		}
 		if s.Oldest.IsZero() || n.created.Before(s.Oldest) {

@@ -198,3 +198,9 @@ func spoolIsEmpty(t testing.TB, dir string) bool {
 	_ = s.Close()
 	return r.Messages+r.Held+len(r.Bad)+len(names(t, filepath.Join(dir, "new"))) == 0
 }
+
+// Show gives an item and its message's header.
+func (q *testQueue) Show(id string) (Item, []byte, error) {
+	s, err := q.Story(id)
+	return s.Item, []byte(s.Header), err
+}

@@ -28,8 +28,14 @@ type Item struct {
 	Client string `json:"client,omitempty"`
 	// Session is the ID of the session that it came in.
 	Session string `json:"session,omitempty"`
-	// Held is set while its client waits for an answer.
-	Held bool `json:"held,omitempty"`
+	// Class is where that came from: dns, connect, tls, greeting, mail, rcpt, data, final; route where our configuration said so.
+	Class string `json:"class,omitempty"`
+	// Via is the transport that an operator has ordered instead of the usual one.
+	Via string `json:"via,omitempty"`
+	// Held is set while its client waits for an answer. An operator's order is OnHold.
+	Held bool `json:"undecided,omitempty"`
+	// OnHold is set while an operator has it wait.
+	OnHold *Hold `json:"on_hold,omitempty"`
 	// Busy is set while an attempt is under way.
 	Busy bool `json:"busy,omitempty"`
 }
@@ -56,17 +62,23 @@ type entry struct {
 	attempts int
 
 	lastReply string
+	class     string // of lastReply
 	transport string
-	held      bool
-	busy      bool
-	stuck     string // the next hop that was out of reach at the last attempt, as group.key
-	position  int    // in the schedule; -1 where it is not in it
+	held      bool          // its client has no answer yet
+	busy      bool          // an attempt or an order is under way
+	ordered   bool          // busy by an order
+	hold      *Hold         // an operator has it wait: it is not in the schedule
+	paused    time.Duration // how long it was on hold before
+	via       string        // the transport that an operator has ordered
+	stuck     string        // the next hop that was out of reach at the last attempt, as group.key
+	position  int           // in the schedule; -1 where it is not in it
 }
 
 func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 	n := &entry{
 		id: id, size: size, reverse: e.ReversePath, created: e.ReceivedAt, session: e.Session,
 		done: s.Done, next: s.Next, attempts: s.Attempts, position: -1,
+		hold: s.Hold, paused: s.Paused, via: s.Via,
 	}
 	if e.Client.IsValid() {
 		n.client = e.Client.String()
@@ -82,7 +94,7 @@ func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 		}
 		n.open = append(n.open, recipient{index: i, path: p, last: s.Last[i]})
 		if s.Last[i] != nil {
-			n.lastReply = s.Last[i].reply().String()
+			n.lastReply, n.class = s.Last[i].reply().String(), s.Last[i].Class
 		}
 	}
 	return n
@@ -90,7 +102,7 @@ func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 
 // state gives what is to be saved.
 func (n *entry) state() *state {
-	s := &state{Attempts: n.attempts, Next: n.next, Done: n.done}
+	s := &state{Attempts: n.attempts, Next: n.next, Done: n.done, Hold: n.hold, Paused: n.paused, Via: n.via}
 	for _, r := range n.open {
 		if r.last != nil {
 			if s.Last == nil {
@@ -111,9 +123,12 @@ func (n *entry) view() Item {
 	return Item{
 		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.next,
 		Attempts: n.attempts, LastReply: n.lastReply, Transport: n.transport, Client: n.client, Session: n.session,
-		Held: n.held, Busy: n.busy,
+		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Busy: n.busy && !n.ordered,
 	}
 }
+
+// bornAt is since when its life counts: the time on hold does not.
+func (n *entry) bornAt() time.Time { return n.created.Add(n.paused) }
 
 // A schedule is a heap of entries by their next time.
 type schedule []*entry

@@ -10,6 +10,7 @@ import (
 // load reads the spool at start. Only the small view of each item stays in memory.
 func (q *Queue) load() error {
 	var held, cut []string
+	var moving []*entry
 	err := q.spool.Each(func(f spool.Found) error {
 		if f.Held {
 			held = append(held, f.ID)
@@ -21,8 +22,14 @@ func (q *Queue) load() error {
 		}
 		n := newEntry(f.ID, f.Size, f.Envelope, s)
 		q.items[f.ID] = n
-		n.position = len(q.due)
-		q.due = append(q.due, n)
+		if n.hold == nil {
+			n.position = len(q.due)
+			q.due = append(q.due, n)
+		}
+		if s.Moving != 0 { // that node may have it, too
+			moving = append(moving, n)
+			q.log.Warn().Str("item", f.ID).Int("to", int(s.Moving)).Msg("move.cut")
+		}
 		if !f.Tried.IsZero() { // what it had sent may arrive a second time
 			cut = append(cut, f.ID)
 			q.counts.Cut++
@@ -41,6 +48,11 @@ func (q *Queue) load() error {
 	}
 	for _, id := range cut { // it is said once
 		if err := q.spool.Unmark(id); err != nil {
+			return err
+		}
+	}
+	for _, n := range moving {
+		if err := q.saveState(n.id, n.state(), false); err != nil {
 			return err
 		}
 	}

@@ -1,14 +1,10 @@
 package queue
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +34,8 @@ type Options struct {
 	// Route gives the transport for a forward-path by the configuration of this moment; a reply instead refuses it, for now
 	// (4xx) or for good (5xx).
 	Route func(mail.Path) (config.Transport, *mail.Reply)
+	// Transport gives the transport of a name, for what an operator orders; nil: there is none.
+	Transport func(name string) (config.Transport, bool)
 	// Hostname is how DSNs name us.
 	Hostname string
 	// Life is how long an item is tried; nil is 5 days.
@@ -72,6 +70,8 @@ type Queue struct {
 	waiting map[string][]*entry            // due, and all slots of that key are taken
 	stuck   map[string]map[*entry]struct{} // whose last attempt found that next hop (group.key) out of reach
 	counts  Stats
+	coming  map[string]struct{} // IDs of items that another node is giving us
+	idle    chan struct{}       // closed when an item is not busy any more; nil where nobody waits for that
 }
 
 // Open reads the spool: items are there to be tried at their time, held ones are dropped, damaged ones set aside. Nothing is
@@ -92,7 +92,7 @@ func Open(o Options) (*Queue, error) {
 	q := &Queue{
 		o: o, spool: sp, log: o.Log, wake: make(chan struct{}, 1),
 		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*entry),
-		stuck: make(map[string]map[*entry]struct{}),
+		stuck: make(map[string]map[*entry]struct{}), coming: make(map[string]struct{}),
 	}
 	if o.Relay != nil {
 		q.deliver = o.Relay.Deliver
@@ -192,7 +192,8 @@ func (q *Queue) triedLocked(n *entry, tried *relay.OutOfReach, now time.Time) {
 		return
 	}
 	n.attempts = 1
-	n.lastReply = outcomeOf(relay.Result{Reply: outOfReachReply(tried), Hop: tried.Hop}, now).reply().String()
+	last := outcomeOf(relay.Result{Reply: outOfReachReply(tried), Hop: tried.Hop, Stage: tried.Stage}, now)
+	n.lastReply, n.class = last.reply().String(), last.Class
 	q.due.set(n, now.Add(backoff(n.attempts, rand.Float64())))
 	to := n.open[0].path // the others share its next hop
 	if t, refused := q.o.Route(to); refused == nil {
@@ -262,118 +263,6 @@ func (q *Queue) Drop(ids []string) error {
 	}
 	q.mu.Unlock()
 	return q.spool.Drop(ids)
-}
-
-// List gives all items, the oldest first.
-func (q *Queue) List() []Item {
-	q.mu.Lock()
-	out := make([]Item, 0, len(q.items))
-	for _, n := range q.items {
-		out = append(out, n.view())
-	}
-	q.mu.Unlock()
-	slices.SortFunc(out, func(a, b Item) int { return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID)) })
-	return out
-}
-
-// Show gives one item and its message's header, up to 64 kB. The error is ErrNoSuch, or wraps ErrDamaged, or the disk's.
-func (q *Queue) Show(id string) (Item, []byte, error) {
-	q.mu.Lock()
-	n := q.items[id]
-	if n == nil {
-		q.mu.Unlock()
-		return Item{}, nil, ErrNoSuch
-	}
-	view := n.view()
-	q.mu.Unlock()
-	m, err := q.spool.Open(id)
-	if errors.Is(err, spool.ErrNoSuch) { // delivered in between
-		return Item{}, nil, ErrNoSuch
-	}
-	if err != nil {
-		return view, nil, err
-	}
-	defer m.Close()
-	header, err := readHeader(m.Content)
-	return view, header, err
-}
-
-// readHeader gives the header with its last line end, without the blank line; of a longer one the first 64 kB.
-func readHeader(c mail.Content) ([]byte, error) {
-	b := make([]byte, min(c.Size(), maxShownHeader))
-	n, err := c.ReadAt(b, 0)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	b = b[:n]
-	if bytes.HasPrefix(b, []byte("\r\n")) {
-		return nil, nil
-	}
-	if i := bytes.Index(b, []byte("\r\n\r\n")); i >= 0 {
-		b = b[:i+2]
-	}
-	return b, nil
-}
-
-// Flush makes all items due now, and gives their number without those held or being tried.
-func (q *Queue) Flush() int {
-	if q.o.Relay != nil {
-		q.o.Relay.Forget() // somebody knows better than a memory of ten seconds ago
-	}
-	now := q.o.Now()
-	q.mu.Lock()
-	count := 0
-	for _, n := range q.items {
-		if n.held || n.busy {
-			continue
-		}
-		count++
-		if n.position >= 0 {
-			q.due.set(n, now)
-		}
-	}
-	q.mu.Unlock()
-	q.poke()
-	return count
-}
-
-// Delete removes an item for good, without a DSN. The error is ErrNoSuch, ErrBusy while it is being tried, ErrHeld, or the disk's.
-func (q *Queue) Delete(id string) error {
-	q.mu.Lock()
-	n := q.items[id]
-	switch {
-	case n == nil:
-		q.mu.Unlock()
-		return ErrNoSuch
-	case n.busy:
-		q.mu.Unlock()
-		return ErrBusy
-	case n.held:
-		q.mu.Unlock()
-		return ErrHeld
-	}
-	q.forgetLocked(n)
-	q.mu.Unlock()
-	err := q.spool.Remove(id)
-	q.health.note(q.o.Now(), q.log, err)
-	q.log.Info().Str("item", id).Str("reason", "deleted").AnErr("err", err).Msg("item.done")
-	return err
-}
-
-// forgetLocked takes an entry out of all that refers to it.
-func (q *Queue) forgetLocked(n *entry) {
-	delete(q.items, n.id)
-	q.due.remove(n)
-	q.unstickLocked(n)
-	for key, list := range q.waiting {
-		if i := slices.Index(list, n); i >= 0 {
-			if list = slices.Delete(list, i, i+1); len(list) == 0 {
-				delete(q.waiting, key)
-			} else {
-				q.waiting[key] = list
-			}
-		}
-	}
 }
 
 // stickLocked notes that an entry waits for a next hop that was out of reach.

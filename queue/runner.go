@@ -82,7 +82,7 @@ func (q *Queue) plan(n *entry) []*group {
 	byKey := make(map[string]*group, 1)
 	for i := range n.open {
 		r := &n.open[i]
-		t, refused := q.o.Route(r.path)
+		t, refused := q.wayOf(n.via, r.path)
 		if refused != nil {
 			groups = append(groups, &group{refused: refused, recipients: []*recipient{r}})
 			continue
@@ -113,7 +113,7 @@ func (q *Queue) reserve(n *entry, groups []*group) bool {
 	defer q.mu.Unlock()
 	for _, g := range groups {
 		if g.key != "" && q.slots[g.key] >= q.o.PerHop {
-			n.busy = false
+			q.idleLocked(n)
 			q.running--
 			q.waiting[g.key] = append(q.waiting[g.key], n)
 			return false

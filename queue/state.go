@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"mailproxy/config"
 	"mailproxy/mail"
 	"mailproxy/relay"
 	"mailproxy/spool"
@@ -18,6 +19,7 @@ type outcome struct {
 	Text     string    `json:"text"`
 	Hop      string    `json:"hop,omitempty"`
 	Source   source    `json:"source,omitempty"`
+	Class    string    `json:"class,omitempty"` // as Item.Class
 	At       time.Time `json:"at"`
 }
 
@@ -32,7 +34,7 @@ const (
 
 // outcomeOf is what is kept of a result.
 func outcomeOf(r relay.Result, at time.Time) *outcome {
-	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, At: at}
+	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, Class: classOf(r.Stage), At: at}
 	if out := new(relay.OutOfReach); errors.As(r.Reply.Cause, &out) {
 		o.Source, o.Text = fromNobody, printable(out.Error())
 	} else if r.Reply.Cause != nil && !errors.As(r.Reply.Cause, new(*mail.Reply)) {
@@ -63,7 +65,25 @@ type state struct {
 	Done []int `json:"done,omitempty"`
 	// Last has the last outcome of those that are open.
 	Last map[int]*outcome `json:"last,omitempty"`
+	// Hold, Paused, Via and Moving are an operator's orders.
+	Hold   *Hold         `json:"hold,omitempty"`
+	Paused time.Duration `json:"paused,omitempty"`
+	Via    string        `json:"via,omitempty"`
+	// Moving is the node that it is being given to; 0 for none. That node may have it, too.
+	Moving config.CID `json:"moving,omitempty"`
 }
+
+// classes are the reason classes of relay's stages.
+var classes = map[relay.Stage]string{
+	relay.StageLookup: "dns", relay.StageConnect: "connect", relay.StageGreeting: "greeting", relay.StageEhlo: "greeting",
+	relay.StageStartTLS: "tls", relay.StageReset: "mail", relay.StageMail: "mail", relay.StageRcpt: "rcpt", relay.StageData: "data",
+	relay.StageDot: "final",
+}
+
+func classOf(s relay.Stage) string { return classes[s] }
+
+// classRoute is the class of what our own configuration refuses.
+const classRoute = "route"
 
 func (s *state) encode() ([]byte, error) { return json.Marshal(s) }
 

@@ -29,7 +29,6 @@ const (
 	writeTimeout      = time.Minute
 	idleTimeout       = time.Minute
 	maxConns          = 128 // per door
-	maxListed         = 10_000
 )
 
 // Options is what a Server shows.
@@ -38,7 +37,7 @@ type Options struct {
 	Node, Version string
 	// Checks are what /health runs.
 	Checks []Check
-	// Queue is what /queue shows; nil on a node without one.
+	// Queue is what /queue shows.
 	Queue *queue.Queue
 	// Status gives what /status answers, as JSON. It must answer with PostgreSQL down too; verify asks for the rows themselves.
 	Status func(ctx context.Context, verify bool) any
@@ -50,6 +49,8 @@ type Options struct {
 	Master func() config.CID
 	// Member answers POST /member/… of a peer, who is from.
 	Member func(from config.CID, w http.ResponseWriter, r *http.Request)
+	// Peer gives the socket that leads to a member; false where there is no such member, or it is this node.
+	Peer func(config.CID) (socket string, ok bool)
 	// Gatherer is what /metrics shows.
 	Gatherer prometheus.Gatherer
 	Log      zerolog.Logger
@@ -78,7 +79,7 @@ func New(o Options) *Server {
 	peer.Handle("GET /health", public)
 	peer.Handle("GET /metrics", public)
 	peer.HandleFunc("GET /status", s.status)
-	peer.HandleFunc("GET /queue", s.queueList)
+	s.queueRoutes(peer)
 	peer.HandleFunc("POST /command", s.command)
 	control := http.NewServeMux()
 	control.Handle("/", peer)
@@ -89,10 +90,7 @@ func New(o Options) *Server {
 	fromPeer.HandleFunc("POST /drain", s.masterOnly(s.drain))
 	fromPeer.HandleFunc("DELETE /drain", s.masterOnly(s.undrain))
 	fromPeer.HandleFunc("POST /member/", s.member)
-
-	control.HandleFunc("GET /queue/{id}", s.queueShow)
-	control.HandleFunc("POST /queue/flush", s.queueFlush)
-	control.HandleFunc("DELETE /queue/{id}", s.queueDelete)
+	fromPeer.HandleFunc("PUT /queue/{id}", s.queueReceive)
 
 	s.public, s.peer, s.control = s.server(public), s.server(fromPeer), s.server(control)
 	return s
@@ -117,12 +115,15 @@ func (s *Server) server(h http.Handler) *http.Server {
 // fromKey is the key of the member that asks, in a request's context.
 type fromKey struct{}
 
-// bounded bounds what a request may bring: little, but for a command with its text.
+// bounded bounds what a request may bring: little, but for a command with its text and an item.
 func bounded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		limit := int64(64 << 10)
-		if r.URL.Path == "/command" {
+		switch {
+		case r.URL.Path == "/command":
 			limit = config.MaxCommandBytes
+		case r.Method == http.MethodPut: // an item
+			limit = maxItemBytes
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		h.ServeHTTP(w, r)
@@ -234,69 +235,6 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, http.StatusOK, s.opts.Command(r.Context(), peerOf(r), c))
 }
 
-// QueueList is the answer of GET /queue: at most 10,000 items, and how many there are.
-type QueueList struct {
-	Total int          `json:"total"`
-	Items []queue.Item `json:"items"`
-}
-
-// QueueItem is the answer of GET /queue/{id}.
-type QueueItem struct {
-	Item   queue.Item `json:"item"`
-	Header string     `json:"header"`
-}
-
-// Flushed is the answer of POST /queue/flush.
-type Flushed struct {
-	Items int `json:"items"`
-}
-
-func (s *Server) queueList(w http.ResponseWriter, _ *http.Request) {
-	list := QueueList{Items: []queue.Item{}}
-	if s.opts.Queue != nil {
-		items := s.opts.Queue.List()
-		list.Total = len(items)
-		list.Items = append(list.Items, items[:min(len(items), maxListed)]...)
-	}
-	s.answer(w, http.StatusOK, list)
-}
-
-func (s *Server) queueShow(w http.ResponseWriter, r *http.Request) {
-	if s.opts.Queue == nil {
-		s.fail(w, queue.ErrNoSuch)
-		return
-	}
-	item, header, err := s.opts.Queue.Show(r.PathValue("id"))
-	if err != nil {
-		s.fail(w, err)
-		return
-	}
-	s.answer(w, http.StatusOK, QueueItem{Item: item, Header: string(header)})
-}
-
-func (s *Server) queueFlush(w http.ResponseWriter, _ *http.Request) {
-	var n int
-	if s.opts.Queue != nil {
-		n = s.opts.Queue.Flush()
-	}
-	s.opts.Log.Info().Int("items", n).Msg("queue.flushed")
-	s.answer(w, http.StatusOK, Flushed{Items: n})
-}
-
-func (s *Server) queueDelete(w http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("id")
-	if s.opts.Queue == nil {
-		s.fail(w, queue.ErrNoSuch)
-		return
-	}
-	if err := s.opts.Queue.Delete(id); err != nil {
-		s.fail(w, err)
-		return
-	}
-	s.opts.Log.Info().Str("item", id).Msg("item.deleted")
-	w.WriteHeader(http.StatusNoContent)
-}
-
 // problem is the body of an answer that is none.
 type problem struct {
 	Error string `json:"error"`
@@ -307,8 +245,8 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, queue.ErrNoSuch):
 		code = http.StatusNotFound
-	case errors.Is(err, queue.ErrBusy), errors.Is(err, queue.ErrHeld):
-		code = http.StatusConflict
+	case errors.Is(err, queue.ErrSelection), errors.Is(err, queue.ErrNoTransport), errors.Is(err, queue.ErrDeed):
+		code = http.StatusBadRequest
 	}
 	s.answer(w, code, problem{err.Error()})
 }

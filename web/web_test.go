@@ -250,9 +250,11 @@ func TestEachDoorOpensToWhatItShould(t *testing.T) {
 		{"GET", "/metrics", 200, 200, 200},
 		{"GET", "/status", 200, 404, 200},
 		{"GET", "/queue", 200, 404, 200},
-		{"GET", "/queue/ID", 200, 404, 404},
-		{"POST", "/queue/flush", 200, 404, 404},
-		{"DELETE", "/queue/ID", 204, 404, 404},
+		{"GET", "/queue/summary", 200, 404, 200},
+		{"GET", "/queue/ID", 200, 404, 200},
+		{"GET", "/queue/ID/content", 200, 404, 200},
+		{"POST", "/queue/order", 400, 404, 400},
+		{"PUT", "/queue/ID", 405, 404, 400},
 		{"POST", "/drain", 400, 404, 403},
 		{"DELETE", "/drain", 400, 404, 403},
 		{"POST", "/member/x", 404, 404, 200},
@@ -294,37 +296,9 @@ func TestStatusIsAskedToVerify(t *testing.T) {
 	}
 }
 
-func TestTheClientSeesAndChangesTheQueue(t *testing.T) {
-	r := newRig(t)
-	first, second := r.put(t), r.put(t)
-	list, err := r.control.Queue(t.Context())
-	if err != nil || list.Total != 2 || len(list.Items) != 2 {
-		t.Fatalf("%+v, %v", list, err)
-	}
-	item, err := r.control.Item(t.Context(), first)
-	if err != nil || item.Item.ID != first || item.Item.ForwardPaths[0].String() != "to@example.test" || !strings.Contains(item.Header, "Subject: x") {
-		t.Errorf("%+v, %v", item, err)
-	}
-	if n, err := r.control.Flush(t.Context()); n != 2 || err != nil {
-		t.Errorf("flushed %d, %v", n, err)
-	}
-	if err := r.control.Delete(t.Context(), second); err != nil {
-		t.Error(err)
-	}
-	if err := r.control.Delete(t.Context(), second); !errors.Is(err, ErrNoSuch) {
-		t.Errorf("deleted twice: %v", err)
-	}
-	if _, err := r.control.Item(t.Context(), "../health"); !errors.Is(err, ErrNoSuch) {
-		t.Errorf("an ID that is a path: %v", err)
-	}
-	if list, err = r.control.Queue(t.Context()); err != nil || list.Total != 1 || list.Items[0].ID != first {
-		t.Errorf("%+v, %v", list, err)
-	}
-}
-
 func TestTheClientSaysThatNoDaemonRuns(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
-	if _, err := Control(socket).Queue(t.Context()); !errors.Is(err, ErrNotRunning) {
+	if _, err := Control(socket).Health(t.Context()); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("without a socket: %v", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
@@ -333,7 +307,7 @@ func TestTheClientSaysThatNoDaemonRuns(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	_ = l.Close()
-	if _, err := Control(socket).Queue(t.Context()); !errors.Is(err, ErrNotRunning) {
+	if _, err := Control(socket).Health(t.Context()); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("with a socket that a daemon left behind: %v", err)
 	}
 }

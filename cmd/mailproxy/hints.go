@@ -9,6 +9,7 @@ import (
 	"mailproxy/cluster"
 	"mailproxy/config"
 	"mailproxy/db"
+	"mailproxy/queue"
 	"mailproxy/spool"
 	"mailproxy/web"
 )
@@ -41,6 +42,16 @@ func hint(err error) string {
 		return `start it: "systemctl start mailproxy", or look why it ended: "journalctl -u mailproxy"`
 	case errors.Is(err, web.ErrNoSuch):
 		return `"mailproxy queue list" shows what there is`
+	case errors.Is(err, queue.ErrBusy):
+		return "run it again in a moment: the rest was done"
+	case errors.Is(err, queue.ErrOnHold):
+		return `"mailproxy queue release" ends the hold`
+	case errors.Is(err, queue.ErrHeld):
+		return "it is accepted, or dropped, with the answer to its client"
+	case errors.Is(err, queue.ErrNoSuch):
+		return `"mailproxy queue list" shows what there is`
+	case errors.Is(err, web.ErrCut):
+		return `run it again: what is done already stays so`
 	case errors.Is(err, errNoDatabase):
 		return `is the daemon running? "pmgcm status" says what is wrong`
 	case errors.Is(err, backup.ErrPassphrase):

@@ -77,7 +77,7 @@ func spoolCheck(c *cli.Context) error {
 
 func printReport(w io.Writer, dir string, r spool.Report) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s of %d octets, and %d held; the log has %d octets in %s\n", dir, count(r.Messages, "message"), r.Octets, r.Held, r.LogSize,
+	fmt.Fprintf(&b, "%s: %s of %d octets, and %d whose client has no answer yet; the log has %d octets in %s\n", dir, count(r.Messages, "message"), r.Octets, r.Held, r.LogSize,
 		count(r.Segments, "segment"))
 	if r.Tail > 0 {
 		fmt.Fprintf(&b, "tail: %d octets at the log's end are no whole record; nobody was told that they are there\n", r.Tail)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -127,7 +128,7 @@ func (d *daemon) open() error {
 	var err error
 	d.queue, err = queue.Open(queue.Options{
 		Dir: d.local.SpoolDir(), Relay: d.relay, Hostname: d.local.Name, MinFree: spoolReserve,
-		Route: d.route, Life: d.queueLife, Log: d.log,
+		Route: d.route, Transport: d.transport, Life: d.queueLife, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -154,6 +155,7 @@ func (d *daemon) open() error {
 		Command:  d.runCommand,
 		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
 		Master:   d.node.Master,
+		Peer:     d.peerSocket,
 		Member:   d.node.ServeMember,
 		Gatherer: registry, Log: d.log,
 	})
@@ -181,6 +183,27 @@ func (d *daemon) route(to mail.Path) (config.Transport, *mail.Reply) {
 		return config.Transport{}, &mail.Reply{Code: 451, Enhanced: [3]int{4, 3, 2}, Text: "no configuration yet"}
 	}
 	return rules.Route(to)
+}
+
+// transport gives the one that an operator has named for an item.
+func (d *daemon) transport(name string) (config.Transport, bool) {
+	rules := d.config.rules.Load()
+	if rules == nil {
+		return config.Transport{}, false
+	}
+	return rules.Transport(name)
+}
+
+// peerSocket leads to another member.
+func (d *daemon) peerSocket(cid config.CID) (string, bool) {
+	s := d.config.loaded.Load()
+	if s == nil || !slices.ContainsFunc(s.Nodes, func(n config.Node) bool { return n.CID == cid }) {
+		return "", false
+	}
+	if id, err := tunnel.LoadIdentity(d.local.KeyDir()); err != nil || id.CID == cid {
+		return "", false
+	}
+	return d.local.PeerControlSocket(cid), true
 }
 
 func (d *daemon) queueLife() time.Duration {

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/urfave/cli/v2"
+
+	"mailproxy/config"
+	"mailproxy/web"
+)
+
+// A queueNode is one whose queue is meant.
+type queueNode struct {
+	index  int // in queueNodeList.all
+	cid    config.CID
+	name   string
+	client *web.Client
+}
+
+func (n queueNode) label() string { return clean(n.name) + "(" + strconv.Itoa(int(n.cid)) + ")" }
+
+// A queueNodeList are those that --node and --all mean; without either this one alone, which needs no name.
+type queueNodeList struct {
+	all   []queueNode
+	named bool
+
+	mu   sync.Mutex
+	away []error
+}
+
+// errNoSuchNode is a node that this one's daemon does not know.
+var errNoSuchNode = errors.New("no such node")
+
+// queueNodes asks the daemon which nodes there are, where that is needed: also with PostgreSQL down.
+func queueNodes(c *cli.Context) (*queueNodeList, error) {
+	local, err := config.LoadLocal(configFile(c))
+	if err != nil {
+		return nil, noNodeFile(err)
+	}
+	want, all := c.String("node"), c.Bool("all")
+	here := queueNode{client: web.Control(local.ControlSocket())}
+	switch {
+	case want != "" && all:
+		return nil, usagef("%s: --node and --all together", commandName(c))
+	case want == "" && !all:
+		return &queueNodeList{all: []queueNode{here}}, nil
+	}
+	var self struct {
+		CID   config.CID `json:"cid"`
+		Name  string     `json:"name"`
+		Peers []struct {
+			CID  config.CID `json:"cid"`
+			Name string     `json:"name"`
+		} `json:"peers"`
+	}
+	if err := here.client.Status(c.Context, &self); err != nil {
+		return nil, err
+	}
+	here.cid, here.name = self.CID, self.Name
+	list := &queueNodeList{all: []queueNode{here}, named: true}
+	for _, p := range self.Peers {
+		list.all = append(list.all, queueNode{cid: p.CID, name: p.Name, client: web.Peer(local.PeerControlSocket(p.CID))})
+	}
+	slices.SortFunc(list.all, func(a, b queueNode) int { return int(a.cid) - int(b.cid) })
+	if !all {
+		i := slices.IndexFunc(list.all, func(n queueNode) bool { return strconv.Itoa(int(n.cid)) == want || strings.EqualFold(n.name, want) })
+		if i < 0 {
+			return nil, withHint(fmt.Errorf("%w: %s", errNoSuchNode, want), `"pmgcm status" shows them`)
+		}
+		list.all = list.all[i : i+1]
+	}
+	for i := range list.all {
+		list.all[i].index = i
+	}
+	return list, nil
+}
+
+// each asks all nodes side by side. Of one alone the error is given as it is; else each error is kept, and the others go on.
+func (l *queueNodeList) each(ctx context.Context, ask func(context.Context, queueNode) error) error {
+	if !l.named {
+		return ask(ctx, l.all[0])
+	}
+	var asked sync.WaitGroup
+	for _, n := range l.all {
+		asked.Go(func() {
+			err := ask(ctx, n)
+			if err == nil {
+				return
+			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.away = append(l.away, fmt.Errorf("%s: %w", n.label(), nodeError(err)))
+		})
+	}
+	asked.Wait()
+	return nil
+}
+
+// nodeError says that a node does not answer where that is what an error means.
+func nodeError(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: there is no tunnel to it", web.ErrSilent)
+	}
+	return err
+}
+
+// ended gives how a command ends of which said is what printing gave, and err what each gave.
+func (l *queueNodeList) ended(said, err error) error {
+	if err != nil {
+		return err
+	}
+	if said != nil {
+		return said
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Join(l.away...)
+}

@@ -1,0 +1,240 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mailproxy/mail"
+)
+
+// over gives items to another queue as one node does to another: through JSON.
+func over(to *Queue) func(context.Context, *Moved, mail.Content) error {
+	return func(_ context.Context, m *Moved, c mail.Content) error {
+		b, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		var there Moved
+		if err := json.Unmarshal(b, &there); err != nil {
+			return err
+		}
+		if err := to.Receive(1, &there, io.NewSectionReader(c, 0, c.Size())); err != nil {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		return nil
+	}
+}
+
+func (q *testQueue) move(t testing.TB, s Selection, send func(context.Context, *Moved, mail.Content) error) map[string]error {
+	t.Helper()
+	said := map[string]error{}
+	if err := q.Move(t.Context(), Order{Deed: Move, Selection: s, To: 2}, send, func(id string, err error) error { said[id] = err; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return said
+}
+
+func TestAMovedItemIsThereAsItWasHere(t *testing.T) {
+	dir, thereDir := t.TempDir(), t.TempDir()
+	q, there := openTest(t, dir, nil), openTest(t, thereDir, nil)
+	d := draft("from@a.test", "ok@b.test", "later@b.test", `"quoted \" one"@c.test`)
+	d.Envelope.Client, d.Envelope.Helo, d.Envelope.SMTPUTF8 = netip.MustParseAddr("192.0.2.1"), "h.test", true
+	large := draft("", "later@b.test")
+	large.Content = bytes.NewReader(bytes.Repeat([]byte("0123456\r\n"), 300_000))
+	onHold := draft("from@a.test", "z@b.test")
+	items := q.mustPut(t, false, d, large, onHold)
+	q.order(t, Order{Deed: PutOnHold, Selection: ids(items[2]), Who: "root"})
+	stop := q.run(t)
+	waitFor(t, "the first was tried", func() bool { i := q.List(); return i[0].Attempts > 0 && i[1].Attempts > 0 && !i[0].Busy && !i[1].Busy })
+	stop()
+	for _, want := range []int{3, 0} { // the second finds nothing to be done
+		if said := q.move(t, Selection{}, over(there.Queue)); len(said) != want || len(q.List()) != 0 || !spoolIsEmpty(t, dir) {
+			t.Errorf("said %v; %d are left", said, len(q.List()))
+		}
+	}
+	there.Close()
+	there = openTest(t, thereDir, nil)
+	if list := there.List(); len(list) != 3 {
+		t.Fatalf("there: %+v", list)
+	}
+	first, err := there.Story(items[0])
+	if err != nil || len(first.Item.ForwardPaths) != 1 || first.Item.Attempts != 1 || first.Item.LastReply != "451 4.7.1 try later" || first.Item.Class != "final" ||
+		!first.Recipients[0].Done || first.Envelope.Helo != "h.test" || !first.Envelope.SMTPUTF8 || first.Item.Client != "192.0.2.1" ||
+		first.Item.Next.After(time.Now()) || !first.Item.Created.Equal(d.Envelope.ReceivedAt) {
+		t.Errorf("%+v, %v", first, err)
+	}
+	if h := there.List()[2].OnHold; h == nil || h.By != "root" {
+		t.Errorf("on hold: %+v", there.List()[2])
+	}
+	err = there.Message(items[1], func(c mail.Content) error {
+		if got, err := io.ReadAll(io.NewSectionReader(c, 0, c.Size())); err != nil || len(got) != 9*300_000 || !bytes.HasSuffix(got, []byte("\n0123456\r\n")) {
+			t.Errorf("%d octets, %v", len(got), err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
+	dir := t.TempDir()
+	q, there := openTest(t, dir, nil), openTest(t, t.TempDir(), nil)
+	id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+	lost := errors.New("connection lost")
+	for name, c := range map[string]struct {
+		err    error
+		unsure bool
+	}{"refused": {fmt.Errorf("%w: full", ErrRefused), false}, "the answer is lost": {lost, true}} {
+		said := q.move(t, ids(id), func(context.Context, *Moved, mail.Content) error {
+			if s, err := stateOf(q, id); err != nil || s.Moving != 2 {
+				t.Errorf("%s: state on its way: %+v, %v", name, s, err)
+			}
+			return c.err
+		})
+		if !errors.Is(said[id], c.err) || strings.Contains(q.log.String(), "move.unsure") != c.unsure && c.unsure {
+			t.Errorf("%s: %v, %s", name, said, q.log)
+		}
+		if s, err := stateOf(q, id); err != nil || s.Moving != 0 || len(q.List()) != 1 || q.List()[0].Busy {
+			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+	}
+	// Taken, and the answer lost: the second order finds it there.
+	said := q.move(t, ids(id), func(ctx context.Context, m *Moved, c mail.Content) error {
+		return errors.Join(over(there.Queue)(ctx, m, c), lost)
+	})
+	if !errors.Is(said[id], lost) || len(q.List()) != 1 || len(there.List()) != 1 {
+		t.Fatalf("%v", said)
+	}
+	if said := q.move(t, ids(id), over(there.Queue)); said[id] != nil || len(q.List()) != 0 || len(there.List()) != 1 {
+		t.Errorf("again: %v, %d here, %d there", said, len(q.List()), len(there.List()))
+	}
+	other := Moved{ID: id, Size: 3, Envelope: mail.Envelope{ReversePath: path("else@a.test"), ForwardPaths: paths("x@b.test"), ReceivedAt: time.Now()}}
+	if err := there.Receive(1, &other, strings.NewReader("x\r\n")); !errors.Is(err, ErrOther) {
+		t.Errorf("another of that ID: %v", err)
+	}
+	// What the disk does not take is refused, and stays.
+	full := openTest(t, t.TempDir(), func(o *Options) { o.MinFree = 1 << 60 })
+	id = q.mustPut(t, false, draft("from@a.test", "y@b.test"))[0]
+	if said := q.move(t, ids(id), over(full.Queue)); !errors.Is(said[id], ErrRefused) || !errors.Is(said[id], ErrFull) || len(q.List()) != 1 || len(full.List()) != 0 {
+		t.Errorf("to a full disk: %v", said)
+	}
+}
+
+func TestWhatAnotherNodeGivesIsChecked(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	good := func() *Moved {
+		return &Moved{ID: mail.NewID(time.Now()), Size: 3, Envelope: mail.Envelope{ForwardPaths: paths("x@b.test", "y@b.test"), ReceivedAt: time.Now()},
+			State: json.RawMessage(`{"attempts":1,"done":[1],"moving":2}`)}
+	}
+	for name, change := range map[string]func(m *Moved){
+		"an ID that is a path":          func(m *Moved) { m.ID = "../../../../x/xxx" },
+		"an ID of another length":       func(m *Moved) { m.ID += "0" },
+		"no forward-paths":              func(m *Moved) { m.Envelope.ForwardPaths = nil },
+		"a size below nothing":          func(m *Moved) { m.Size = -1 },
+		"a size over the bound":         func(m *Moved) { m.Size = maxMoved + 1 },
+		"no time":                       func(m *Moved) { m.Envelope.ReceivedAt = time.Time{} },
+		"an address with a line end":    func(m *Moved) { m.Envelope.ForwardPaths[0].Local = "a\r\nb" },
+		"no state's JSON":               func(m *Moved) { m.State = json.RawMessage(`[]`) },
+		"a forward-path that is not":    func(m *Moved) { m.State = json.RawMessage(`{"done":[2]}`) },
+		"all forward-paths closed":      func(m *Moved) { m.State = json.RawMessage(`{"done":[0,1]}`) },
+		"less content than is promised": func(m *Moved) { m.Size = 4 },
+	} {
+		m := good()
+		change(m)
+		if err := q.Receive(1, m, strings.NewReader("x\r\n")); err == nil || len(q.List()) != 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := q.Receive(1, good(), strings.NewReader("x\r\n")); err != nil || len(q.List()) != 1 {
+		t.Errorf("%v", err)
+	}
+	if err := q.Healthy(); err != nil {
+		t.Errorf("the spool has no part in it: %v", err)
+	}
+}
+
+// helperMove moves all from one queue to another in dir, slowly, so that it can be killed in between.
+func helperMove(dir string) {
+	from, err := Open(Options{Dir: filepath.Join(dir, "from"), Hostname: "mx.test", Route: route, Log: zerolog.New(os.Stdout)})
+	fatal(err)
+	to, err := Open(Options{Dir: filepath.Join(dir, "to"), Hostname: "mx.test", Route: route})
+	fatal(err)
+	send := over(to)
+	fatal(from.Move(context.Background(), Order{Deed: Move, To: 2}, func(ctx context.Context, m *Moved, c mail.Content) error {
+		err := send(ctx, m, c)
+		time.Sleep(5 * time.Millisecond) // the answer is on its way: here the kill makes a duplicate
+		return err
+	}, func(string, error) error { return nil }))
+	_, _ = os.Stdout.WriteString("moved\n")
+}
+
+// Killed again and again while it moves: each item is in one of the queues, and one that is in both is named by move.cut.
+func TestAMoveThatIsKilledLosesNothingAndNamesWhatIsInBoth(t *testing.T) {
+	dir := t.TempDir()
+	q := openTest(t, filepath.Join(dir, "from"), nil)
+	const count = 300
+	want := map[string]bool{}
+	for range count {
+		want[q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]] = true
+	}
+	q.Close()
+	var log bytes.Buffer
+	both := 0
+	for round, moved := 0, false; !moved; round++ {
+		if round > 50 {
+			t.Fatal("does not come to an end")
+		}
+		cmd := helper("move", dir)
+		var out logBuffer
+		cmd.Stdout = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "some are moved", func() bool {
+			text := out.String()
+			moved = strings.Contains(text, "moved\n")
+			return moved || strings.Count(text, `"reason":"moved"`) > 20+round
+		})
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		log.WriteString(out.String())
+		here, there := openTest(t, filepath.Join(dir, "from"), nil), openTest(t, filepath.Join(dir, "to"), nil)
+		all := log.String() + here.log.String()
+		log.WriteString(here.log.String())
+		left := here.selected(t, Selection{})
+		arrived := there.selected(t, Selection{})
+		for id := range want {
+			switch in := slices.Contains(left, id); {
+			case !in && !slices.Contains(arrived, id):
+				t.Fatalf("round %d: %s is lost", round, id)
+			case in && slices.Contains(arrived, id):
+				if both++; !strings.Contains(all, `"item":"`+id+`","to":2,"message":"move.cut"`) {
+					t.Errorf("round %d: %s is in both, and the log does not name it", round, id)
+				}
+			}
+		}
+		here.Close()
+		there.Close()
+	}
+	there := openTest(t, filepath.Join(dir, "to"), nil)
+	if n := len(there.List()); n != count || !spoolIsEmpty(t, filepath.Join(dir, "from")) {
+		t.Errorf("%d are there", n)
+	}
+	if t.Logf("%d were in both between two rounds", both); both == 0 {
+		t.Error("no move was cut: the test shows nothing")
+	}
+}
