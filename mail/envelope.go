@@ -14,6 +14,12 @@ type Envelope struct {
 	ReversePath Path `json:"reverse_path"`
 	// ForwardPaths are the recipients, in the order in which they were accepted.
 	ForwardPaths []Path `json:"forward_paths"`
+	// Params has what is known of each of ForwardPaths besides, in their order; nil where that is nothing of any.
+	Params []RcptParams `json:"params,omitempty"`
+	// Return is what MAIL said with RET (RFC 3461).
+	Return Return `json:"ret,omitempty"`
+	// EnvID is what MAIL said with ENVID, without its xtext (RFC 3461).
+	EnvID string `json:"envid,omitempty"`
 	// Client is the address that the message came from; the zero Addr for a message made here (a DSN).
 	Client netip.Addr `json:"client"`
 	// Helo is the client's EHLO or HELO argument, as given.
@@ -33,7 +39,32 @@ func (e *Envelope) For(recipients []int) Envelope {
 	for i, r := range recipients {
 		some.ForwardPaths[i] = e.ForwardPaths[r]
 	}
+	if e.Params != nil {
+		some.Params = make([]RcptParams, len(recipients))
+		for i, r := range recipients {
+			some.Params[i] = e.Params[r]
+		}
+	}
 	return some
+}
+
+// Add appends a recipient.
+func (e *Envelope) Add(to Path, params RcptParams) {
+	if e.Params == nil && params != (RcptParams{}) {
+		e.Params = make([]RcptParams, len(e.ForwardPaths), len(e.ForwardPaths)+1)
+	}
+	e.ForwardPaths = append(e.ForwardPaths, to)
+	if e.Params != nil {
+		e.Params = append(e.Params, params)
+	}
+}
+
+// Param gives what is known of one of ForwardPaths besides.
+func (e *Envelope) Param(recipient int) RcptParams {
+	if recipient >= len(e.Params) {
+		return RcptParams{}
+	}
+	return e.Params[recipient]
 }
 
 // Content is the bytes of one message: header, blank line and body with CRLF line ends only, neither dot-stuffed nor ended by

@@ -122,7 +122,9 @@ type Attempt struct {
 	// Envelope gives the reverse-path and how the message came; its ForwardPaths are not used.
 	Envelope *mail.Envelope
 	// Paths are the forward-paths of this attempt.
-	Paths   []mail.Path
+	Paths []mail.Path
+	// Params is what their sender wants to hear of them, in their order, for a hop that offers DSN; nil: nothing.
+	Params  []mail.RcptParams
 	Content mail.Content
 	// BeforeDot, where given, is called once, after the body and before the final dot, with the answers to RCPT. Its error
 	// drops the connection without the dot, and Deliver gives it back. It is not called where no path was accepted.
@@ -139,6 +141,8 @@ type Result struct {
 	Hop string
 	// Stage is the command that Reply answers.
 	Stage Stage
+	// DSN says that the hop offers DSN: it was told what the sender wants to hear, and tells it in our place where it took the message.
+	DSN bool
 }
 
 // Deliver makes one attempt and gives one Result for each path, in their order. The error is

@@ -24,7 +24,7 @@ type hop struct {
 
 // capabilities are what the hop's EHLO reply offers, as far as it is used.
 type capabilities struct {
-	pipelining, eightBit, smtputf8, startTLS, size bool
+	pipelining, eightBit, smtputf8, startTLS, size, dsn bool
 }
 
 // A conn is one connection to a hop, between transactions or in one. One goroutine at a time uses it; abort may be called by
@@ -255,6 +255,8 @@ func (c *conn) ehlo(hostname string) error {
 			c.caps.startTLS = true
 		case "SIZE":
 			c.caps.size = true
+		case "DSN":
+			c.caps.dsn = true
 		}
 	}
 	return nil
@@ -304,6 +306,9 @@ func (c *conn) appendMail(b []byte, e *mail.Envelope, reverse string, size int64
 	}
 	if utf8 {
 		b = append(b, " SMTPUTF8"...)
+	}
+	if c.caps.dsn {
+		b = appendMailDSN(b, e)
 	}
 	return append(b, "\r\n"...)
 }

@@ -61,7 +61,7 @@ func newTransaction(cn *conn, a *Attempt, results []Result) *transaction {
 	x := &transaction{scratch: scratches.Get().(*scratch), conn: cn, a: a, results: results}
 	x.out, x.pending = x.out[:0], x.pending[:0]
 	for i, p := range a.Paths {
-		results[i] = Result{Path: p, Hop: cn.hop.addr, Stage: StageRcpt}
+		results[i] = Result{Path: p, Hop: cn.hop.addr, Stage: StageRcpt, DSN: cn.caps.dsn}
 	}
 	return x
 }
@@ -162,7 +162,11 @@ func (x *transaction) offer() error {
 		}
 		x.out = append(x.out, "RCPT TO:<"...)
 		x.out = append(x.out, x.a.Paths[i].String()...)
-		x.out = append(x.out, ">\r\n"...)
+		x.out = append(x.out, '>')
+		if x.conn.caps.dsn && x.a.Params != nil {
+			x.out = appendRcptDSN(x.out, x.a.Params[i])
+		}
+		x.out = append(x.out, "\r\n"...)
 		if err := x.sent(StageRcpt, i); err != nil || x.over {
 			return err
 		}

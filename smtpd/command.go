@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -14,6 +15,9 @@ type command struct {
 	size     int64 // of SIZE=; 0 where it was not said
 	eightBit bool
 	utf8     bool
+	ret      mail.Return
+	envID    string
+	params   mail.RcptParams
 }
 
 // splitVerb gives a line's verb in upper case and what stands behind it. The line is without its CRLF.
@@ -70,6 +74,10 @@ func parseMail(rest string) (cmd command, refused *mail.Reply) {
 				return cmd, replySyntax
 			}
 			cmd.utf8 = true
+		case "RET", "ENVID":
+			if err := cmd.mailDSN(strings.ToUpper(key), value); err != nil {
+				return cmd, syntax(err)
+			}
 		default:
 			return cmd, replyUnknownParameter // RFC 5321 §4.1.1.11
 		}
@@ -87,14 +95,56 @@ func parseMail(rest string) (cmd command, refused *mail.Reply) {
 	return cmd, nil
 }
 
-// parseRcpt reads what stands behind RCPT: TO:<path>. No parameter is known.
+var errTwice = errors.New("parameter given twice")
+
+// mailDSN takes a parameter of RFC 3461 with MAIL.
+func (cmd *command) mailDSN(key, value string) (err error) {
+	switch {
+	case key == "RET" && cmd.ret == "":
+		cmd.ret, err = mail.ParseReturn(value)
+	case key == "ENVID" && cmd.envID == "":
+		cmd.envID, err = mail.ParseEnvID(value)
+	default:
+		err = errTwice
+	}
+	return err
+}
+
+// rcptParams reads the parameters of RCPT, which are those of RFC 3461.
+func (cmd *command) rcptParams(params string, smtputf8 bool) *mail.Reply {
+	for param := range strings.FieldsFuncSeq(params, func(r rune) bool { return r == ' ' }) {
+		key, value, _ := strings.Cut(param, "=")
+		var err error
+		switch key = strings.ToUpper(key); {
+		case key == "NOTIFY" && cmd.params.Notify == 0:
+			cmd.params.Notify, err = mail.ParseNotify(value)
+		case key == "ORCPT" && cmd.params.Original == "":
+			cmd.params.Original, err = mail.ParseOriginal(value, smtputf8)
+		case key == "NOTIFY", key == "ORCPT":
+			err = errTwice
+		default:
+			return replyUnknownParameter // RFC 5321 §4.1.1.11
+		}
+		if err != nil {
+			return syntax(err)
+		}
+	}
+	return nil
+}
+
+// syntax is replySyntax with what is wrong for the log.
+func syntax(cause error) *mail.Reply {
+	return &mail.Reply{Code: replySyntax.Code, Enhanced: replySyntax.Enhanced, Text: replySyntax.Text, Cause: cause}
+}
+
+// parseRcpt reads what stands behind RCPT: TO:<path> and parameters.
 func parseRcpt(rest string, smtputf8 bool) (cmd command, refused *mail.Reply) {
 	path, params, ok := splitPath(rest, "TO:")
 	if !ok {
 		return cmd, replySyntax
 	}
-	if strings.Trim(params, " ") != "" {
-		return cmd, replyUnknownParameter
+	if refused := cmd.rcptParams(params, smtputf8); refused != nil {
+		return cmd, refused
 	}
 	var err error
 	if cmd.path, err = mail.ParsePath(path); err != nil {

@@ -193,7 +193,9 @@ func (d *delivery) postmaster() (recipients []int) {
 // attempt delivers to one next hop; what others are to have is spooled before its dot.
 func (d *delivery) attempt(g group, rest []int) ([]answer, error) {
 	e := d.tx.envelope.For(g.recipients)
-	a := relay.Attempt{Transport: g.transport, Domain: g.domain, Envelope: &e, Paths: e.ForwardPaths, Content: d.message}
+	a := relay.Attempt{
+		Transport: g.transport, Domain: g.domain, Envelope: &e, Paths: e.ForwardPaths, Params: e.Params, Content: d.message,
+	}
 	if len(rest) > 0 || len(g.recipients) > 1 || len(d.refused) > 0 {
 		a.BeforeDot = func(results []relay.Result) error { return d.hold(rest, answersOf(g, results)) }
 	}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,6 +24,7 @@ import (
 //	C~ the same without CRLF
 //	S: a reply line that is wanted; "S: EOF" the end of the connection. IDs are shown as ID.
 //	= hop NAME N                    how many messages it has taken by then
+//	= hop NAME was told COMMAND     a command, to the letter
 //	= queue N                       how many items are in the queue
 //	= stat NAME N                   a number of Stats
 type dialog struct {
@@ -84,6 +86,9 @@ func (d *dialog) step(line string) bool {
 		return d.reply(text)
 	case "=":
 		d.flush()
+		if hop, command, ok := strings.Cut(text, " was told "); ok {
+			return d.told(d.hops[strings.TrimPrefix(hop, "hop ")], command)
+		}
 		return d.check(strings.Fields(text))
 	}
 	d.t.Errorf("unknown line")
@@ -106,7 +111,7 @@ func (d *dialog) scene(f []string, text string) bool {
 	case f[0] == "hop" && f[2] == "say":
 		_, rest, _ := strings.Cut(text, " say ")
 		key, reply, _ := strings.Cut(rest, " = ")
-		d.hops[f[1]].set(key, reply)
+		d.hops[f[1]].set(key, strings.NewReplacer(`\r`, "\r", `\n`, "\n").Replace(reply))
 	case f[0] == "domain":
 		d.snapshot.Domains = append(d.snapshot.Domains, config.Domain{Name: f[1], Hosts: []string{d.hops[f[2]].addr()}})
 	case f[0] == "set":
@@ -130,6 +135,15 @@ func (d *dialog) reply(want string) bool {
 	}
 	if got != want {
 		d.t.Errorf("got  S: %s", got)
+		return false
+	}
+	return true
+}
+
+func (d *dialog) told(h *hop, command string) bool {
+	got := h.commands()
+	if !slices.Contains(got, command) {
+		d.t.Errorf("got %q", got)
 		return false
 	}
 	return true

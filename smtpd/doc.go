@@ -28,6 +28,6 @@
 //   - A client that is gone before our final dot to the next hop: the dot is never sent.
 //   - Everything is bounded: line, header, size, recipients, errors, sessions, silence, age, rate.
 //
-// RFCs: 5321, 1870 (SIZE), 2034 (enhanced codes), 2920 (PIPELINING), 3207 (STARTTLS), 3848 (with), 6152 (8BITMIME), 6531
+// RFCs: 5321, 1870 (SIZE), 2034 (enhanced codes), 2920 (PIPELINING), 3207 (STARTTLS), 3461 (DSN), 3848 (with), 6152 (8BITMIME), 6531
 // (SMTPUTF8), 9422 (LIMITS).
 package smtpd

@@ -25,7 +25,8 @@ type hop struct {
 	holdDot, holdData chan struct{}
 	dotSeen, dataSeen chan struct{} // get a value each time
 	got               []delivered
-	cut               int // messages that ended before their dot
+	told              []string // MAIL and RCPT, as they came
+	cut               int      // messages that ended before their dot
 }
 
 // delivered is a message that a hop has taken: its octets as they were on the wire between DATA and the final dot, stuffed.
@@ -94,6 +95,18 @@ func (h *hop) messages() []delivered {
 	return append([]delivered(nil), h.got...)
 }
 
+func (h *hop) commands() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string(nil), h.told...)
+}
+
+func (h *hop) tell(line string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.told = append(h.told, line)
+}
+
 func (h *hop) cuts() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -117,6 +130,7 @@ func (h *hop) serve(c net.Conn) {
 		case "EHLO":
 			answer = h.reply("ehlo", "250-hop\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 8BITMIME")
 		case "MAIL":
+			h.tell(line)
 			m = delivered{from: strings.TrimPrefix(rest, "FROM:")}
 			if answer = h.reply("mail", answer); answer[0] != '2' {
 				m.from = ""
@@ -126,7 +140,8 @@ func (h *hop) serve(c net.Conn) {
 				answer = "503 5.5.1 MAIL first"
 				break
 			}
-			to := strings.Trim(strings.TrimPrefix(rest, "TO:"), "<>")
+			h.tell(line)
+			to := bracketed(strings.TrimPrefix(rest, "TO:<"))
 			if answer = h.reply("rcpt "+to, answer); answer[0] == '2' {
 				m.to = append(m.to, to)
 			}
@@ -147,6 +162,24 @@ func (h *hop) serve(c net.Conn) {
 		}
 		fmt.Fprint(c, answer+"\r\n")
 	}
+}
+
+// bracketed gives what stands before the closing bracket, which is not one inside quotes.
+func bracketed(s string) string {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			quoted = !quoted
+		case '>':
+			if !quoted {
+				return s[:i]
+			}
+		}
+	}
+	return s
 }
 
 // data takes a message; "" where the connection ended.

@@ -129,7 +129,7 @@ func (c *conn) hello(verb, rest string) ([]byte, *mail.Reply) {
 	if c.server.tls != nil && c.tls == nil {
 		text += "\nSTARTTLS"
 	}
-	text += "\nENHANCEDSTATUSCODES\n8BITMIME\nSMTPUTF8\nLIMITS RCPTMAX=" + strconv.Itoa(v.MaxRecipients)
+	text += "\nENHANCEDSTATUSCODES\n8BITMIME\nSMTPUTF8\nDSN\nLIMITS RCPTMAX=" + strconv.Itoa(v.MaxRecipients)
 	return handEhlo, &mail.Reply{Code: 250, Text: text}
 }
 

@@ -75,7 +75,7 @@ func (s session) Mail(string, *smtp.MailOptions) error {
 		rules: rules, settings: v, id: c.id + "." + strconv.Itoa(c.count), trusted: rules.Trusted(c.client),
 		envelope: mail.Envelope{
 			Session: c.id, ReversePath: c.next.path, Client: c.client, Helo: c.helo, SMTPUTF8: c.next.utf8,
-			EightBit: c.next.eightBit, ReceivedAt: now,
+			EightBit: c.next.eightBit, Return: c.next.ret, EnvID: c.next.envID, ReceivedAt: now,
 		},
 	}
 	return c.door(replyMailOK, nil)
@@ -95,7 +95,7 @@ func (s session) Rcpt(string, *smtp.RcptOptions) error {
 			Msg("recipient.refused")
 		return c.door(refused, nil)
 	}
-	c.tx.envelope.ForwardPaths = append(c.tx.envelope.ForwardPaths, to)
+	c.tx.envelope.Add(to, c.next.params)
 	c.tx.hops = append(c.tx.hops, hop)
 	return c.door(replyRcptOK, nil)
 }
