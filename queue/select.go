@@ -85,10 +85,10 @@ func (s Selection) matcher(now time.Time) (m matcher, err error) {
 }
 
 func newPathMatcher(what, text string) (*pathMatcher, error) {
-	switch {
-	case text == "":
+	switch text {
+	case "":
 		return nil, nil
-	case text == "<>":
+	case "<>":
 		return &pathMatcher{}, nil
 	}
 	text = strings.TrimSuffix(strings.TrimPrefix(text, "<"), ">")
