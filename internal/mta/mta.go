@@ -122,8 +122,7 @@ func await(t testing.TB, addr, log string) {
 }
 
 // Until polls until f gives nil.
-func Until(t testing.TB, f func() error) {
-	t.Helper()
+func Until(t interface{ Fatalf(string, ...any) }, f func() error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(patience)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,6 +43,7 @@ smtp_tls_security_level = none
 smtputf8_enable = yes
 allow_percent_hack = no
 swap_bangpath = no
+allow_min_user = yes
 append_dot_mydomain = no
 in_flow_delay = 0
 relayhost = [%[4]s]:%[5]s
@@ -115,4 +117,13 @@ func (p *Postfix) AwaitEmpty(t testing.TB) {
 		}
 		return nil
 	})
+}
+
+// Log gives the end of its log.
+func (p *Postfix) Log() string {
+	text, err := os.ReadFile(filepath.Join(p.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-4000):])
 }
