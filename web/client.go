@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -107,8 +108,12 @@ func (c *Client) send(ctx context.Context, client *http.Client, method, path str
 		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode == http.StatusNotFound {
+	switch resp.StatusCode {
+	case http.StatusNotFound:
 		return nil, ErrNoSuch
+	case http.StatusBadGateway: // the tunnel's own word
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem)) // what there is of it
+		return nil, fmt.Errorf("%w: %s", ErrSilent, strings.TrimSpace(string(why)))
 	}
 	return nil, problemOf(resp)
 }

@@ -387,7 +387,7 @@ func (c *Client) give(ctx context.Context, m *queue.Moved, content mail.Content)
 	if resp.StatusCode == http.StatusNoContent {
 		return nil
 	}
-	if resp.StatusCode/100 == 4 {
+	if resp.StatusCode/100 == 4 || resp.StatusCode == http.StatusBadGateway { // the tunnel's own word
 		return fmt.Errorf("%w: %w", queue.ErrRefused, problemOf(resp))
 	}
 	return problemOf(resp)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,19 +95,11 @@ func (l *queueNodeList) each(ctx context.Context, ask func(context.Context, queu
 			}
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.away = append(l.away, fmt.Errorf("%s: %w", n.label(), nodeError(err)))
+			l.away = append(l.away, fmt.Errorf("%s: %w", n.label(), err))
 		})
 	}
 	asked.Wait()
 	return nil
-}
-
-// nodeError says that a node does not answer where that is what an error means.
-func nodeError(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w: there is no tunnel to it", web.ErrSilent)
-	}
-	return err
 }
 
 // ended gives how a command ends of which said is what printing gave, and err what each gave.

@@ -92,9 +92,13 @@ func confirmDelete(c *cli.Context, nodes *queueNodeList, s queue.Selection) erro
 		addCounted(&all, counted)
 		return err
 	})
-	if err := nodes.ended(nil, err); err != nil {
-		return err // before anything is deleted anywhere
+	if err != nil {
+		return err
 	}
+	for _, away := range nodes.away {
+		_, _ = fmt.Fprintf(c.App.ErrWriter, "mailproxy: %v\n", away)
+	}
+	nodes.away = nil // it is asked again
 	if all.Matched == 0 {
 		return nil // which the order itself says
 	}
