@@ -94,7 +94,7 @@ func (n *node) relays(ctx context.Context, domain, to string) error {
 
 // queued says how many items the node's queue holds.
 func (n *node) queued(ctx context.Context) (int, error) {
-	out, err := n.mailproxy(ctx, "queue", "list", "--json")
+	out, err := n.mailproxy(ctx, "queue", "summary", "--json")
 	if err != nil {
 		return 0, err
 	}
@@ -102,10 +102,10 @@ func (n *node) queued(ctx context.Context) (int, error) {
 		Total *int `json:"total"`
 	}
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return 0, fmt.Errorf("queue list --json: %w", err)
+		return 0, fmt.Errorf("queue summary --json: %w", err)
 	}
 	if list.Total == nil {
-		return 0, fmt.Errorf("queue list --json: no total in %s", out)
+		return 0, fmt.Errorf("queue summary --json: no total in %s", out)
 	}
 	return *list.Total, nil
 }
