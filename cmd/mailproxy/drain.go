@@ -25,6 +25,7 @@ const drainCut = 5 * time.Minute
 type drainer struct {
 	file  string
 	smtpd *smtpd.Server // nil where smtp does not run here
+	bound time.Duration // drainCut
 	log   zerolog.Logger
 
 	mu  sync.Mutex
@@ -40,7 +41,7 @@ type drainNote struct {
 
 // openDrainer reads the switch. A file that cannot be read means what one that can means.
 func openDrainer(stateDir string, server *smtpd.Server, log zerolog.Logger) *drainer {
-	d := &drainer{file: filepath.Join(stateDir, "draining"), smtpd: server, log: log}
+	d := &drainer{file: filepath.Join(stateDir, "draining"), smtpd: server, bound: drainCut, log: log}
 	text, err := os.ReadFile(d.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d
@@ -111,7 +112,7 @@ func (d *drainer) turnLocked(note *drainNote) {
 		return
 	}
 	d.smtpd.Pause()
-	d.cut = time.AfterFunc(drainCut, d.end)
+	d.cut = time.AfterFunc(d.bound, d.end)
 }
 
 // end cuts the sessions that took longer than they have.
@@ -122,7 +123,7 @@ func (d *drainer) end() {
 		return
 	}
 	if n := d.smtpd.Cut(); n > 0 {
-		d.log.Warn().Int("sessions", n).Int64("bound_ms", drainCut.Milliseconds()).Msg("drain.cut")
+		d.log.Warn().Int("sessions", n).Int64("bound_ms", d.bound.Milliseconds()).Msg("drain.cut")
 	}
 }
 
