@@ -123,6 +123,9 @@ func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID, theirs db.S
 	if stats.Journalled > 0 {
 		e = e.Int("journalled", stats.Journalled)
 	}
+	if stats.Resumed > 0 {
+		e = e.Int64("resumed", stats.Resumed)
+	}
 	e.Msg("push.done")
 	theirs.Position, theirs.Promised = stats.To, stats.To.Epoch
 	theirs.JournalLen += stats.Journalled

@@ -44,7 +44,7 @@ func (d *DB) adopt(ctx context.Context, p *Peer, here, at config.Position, full 
 				return err
 			}
 		}
-		got, err := copyRows(ctx, p.conn.PgConn(), tx.Conn().PgConn(), sql, nil)
+		got, err := copyRows(ctx, p.conn.PgConn(), tx.Conn().PgConn(), sql)
 		stats.Rows, stats.Bytes = got.rows, got.bytes
 		if err != nil {
 			return err

@@ -41,6 +41,7 @@ type DB struct {
 	log          zerolog.Logger
 	doubt        time.Duration // how long a commit whose answer was lost is asked after
 	large        int64         // see largeTable
+	part         time.Duration // see partTime
 
 	mu     sync.Mutex
 	loaded *loaded // what Load gave last; it is the base of the next
@@ -57,7 +58,7 @@ func Open(o Options) (*DB, error) {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	return &DB{
-		pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound, large: largeTable,
+		pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound, large: largeTable, part: partTime,
 	}, nil
 }
 

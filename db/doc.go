@@ -11,7 +11,8 @@
 // A push (DB.Push, run on the master against a Peer):
 //  1. the peer's position is read: in sync, behind, drifted, or ahead;
 //  2. rows go into a staging table there: those that later commits touched, or whole tables whose digest differs; a large table's go into
-//     one of its own, all of them or those of the buckets that differ;
+//     one of its own, all of them or those of the buckets that differ; where that takes long it is committed on the way, and a push that
+//     breaks goes on from there;
 //  3. node.push, in the same transaction, locks the position row, refuses a lower epoch than it has promised, sets commits aside in
 //     node.journal that the master does not know, merges, puts the tables that were copied whole in the place of empty ones, and
 //     commits only where the digest is the master's.

@@ -23,6 +23,8 @@ var (
 	ErrAhead = errors.New("the peer is ahead in our own epoch")
 	// ErrDrift is a push after which the rows were still not the same.
 	ErrDrift = errors.New("rows differ after the push")
+	// ErrBusy is a peer that another push is under way to.
+	ErrBusy = errors.New("the peer is busy")
 	// ErrNewer is a peer whose schema is older than ours.
 	ErrNewer = errors.New("the peer's schema is older than ours")
 	// ErrMoved is a peer that is not at the position that was asked for, or this node where it is not at the one that was compared.
@@ -94,6 +96,7 @@ var sqlErrors = map[string]error{
 	"MP011": ErrNoLease,
 	"MP012": errNoPath,
 	"53100": ErrDiskFull,
+	"55P03": ErrBusy,     // a lock that is not to be had
 	"3D000": ErrNoSchema, // no such database
 	"3F000": ErrNoSchema, // schema
 	"42P01": ErrNoSchema, // table

@@ -34,6 +34,9 @@ func (d *DB) SetDoubt(bound time.Duration) { d.doubt = bound }
 // SetLarge says from how many rows on a table is sent as a large one.
 func (d *DB) SetLarge(rows int64) { d.large = rows }
 
+// SetPart says how long a large table is sent before the peer keeps what it has.
+func (d *DB) SetPart(t time.Duration) { d.part = t }
+
 // SumRows sums lines of a COPY: as node.sums and as node.check_sql.
 func SumRows(columns []string, lines ...string) (sums string, check [2]string) {
 	s := newRowSums(columns)

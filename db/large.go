@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -25,111 +26,293 @@ func rowsOf(sums string) int64 {
 const textSettings = `SELECT set_config(name, value, true) FROM (VALUES ('timezone', 'UTC'), ('datestyle', 'ISO, YMD'),
 	('extra_float_digits', '1'), ('bytea_output', 'hex'), ('intervalstyle', 'postgres')) s(name, value)`
 
-// sendLarge copies a table to the peer. What is sent is summed on its way: ErrDrift where that is not what this node's triggers have kept,
-// since rows were changed with them off.
-func (s *sending) sendLarge(ctx context.Context, tx pgx.Tx, table string) error {
-	var columns, types []string
+// A largeCopy is a large table on its way into a table beside it at the peer.
+type largeCopy struct {
+	table          string
+	columns, types []string
+	texts          string   // the columns' text in a row r, for SELECT
+	from           string   // the rows r to be held beside, in the order that they are read in
+	rel            string   // the table beside, in schema node
+	how            string   // as node.begin_copy has it: swap, buckets, rows
+	buckets        int      // into how many it was parted, to see which differ
+	needed         *string  // those that do, whose rows rel shall hold, as an array of SQL; nil: it shall hold all rows
+	sums           *rowSums // of what was sent; nil: not all of rel was, or nobody asks
+
+	kept    bool   // rel outlives the push, should that break
+	upto    int64  // what an earlier push has left is of so many of the first rows, ...
+	wrong   string // ... but for some buckets ...
+	lacking int64  // ... which are so many rows
+	parted  int    // into how many it was parted for that; 0: nothing was left
+	sent    int64  // rows that the peer has taken
+}
+
+// fillLarge copies tables to the peer, each into one beside it in the transaction that is open. Where that takes long, what is there is
+// committed on the way, and the transaction that is open at the end is another one.
+func (s *sending) fillLarge(ctx context.Context, tables []string) ([]*largeCopy, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	if _, err := s.tx.Exec(ctx, textSettings); err != nil {
+		return nil, err
+	}
+	var copies []*largeCopy
+	for _, t := range tables {
+		c := &largeCopy{table: t}
+		copies = append(copies, c)
+		if err := s.fill(ctx, c, copies); err != nil {
+			return nil, fmt.Errorf("table %s: %w", t, err)
+		}
+	}
+	if !s.parts {
+		return copies, nil
+	}
+	for _, c := range copies {
+		if err := s.takeKept(ctx, c); err != nil {
+			return nil, fmt.Errorf("table %s: %w", c.table, err)
+		}
+	}
+	return copies, nil
+}
+
+// fill copies a table to the peer: what an earlier push has not brought there.
+func (s *sending) fill(ctx context.Context, c *largeCopy, begun []*largeCopy) error {
 	var sql string
-	err := s.tx.QueryRow(ctx, "SELECT c, node.types($1, c), node.text_sql($1) FROM node.columns($1) c", table).Scan(&columns, &types, &sql)
+	err := s.tx.QueryRow(ctx, "SELECT c, node.types($1, c), node.text_sql($1) FROM node.columns($1) c", c.table).Scan(&c.columns, &c.types, &sql)
 	if err != nil {
 		return err
 	}
-	for _, t := range []pgx.Tx{s.tx, tx} {
-		if _, err := t.Exec(ctx, textSettings); err != nil {
-			return err
-		}
-	}
-	var rel, how string
-	err = tx.QueryRow(ctx, "SELECT rel, how FROM node.begin_copy($1, $2, $3, $4, $5)", s.here.Position.Epoch.N, s.here.ClusterID, table,
-		columns, types).Scan(&rel, &how)
+	c.from = pgx.Identifier{"config", c.table}.Sanitize() + " r"
+	c.texts, _, _ = strings.Cut(strings.TrimPrefix(sql, "SELECT "), " FROM config.")
+	err = s.peer.conn.QueryRow(ctx, "SELECT coalesce(rel, ''), coalesce(how, ''), coalesce(upto, 0) FROM node.resume($1, $2, $3, $4, $5)",
+		s.here.Position.Epoch.N, s.here.ClusterID, c.table, c.columns, c.types).Scan(&c.rel, &c.how, &c.upto)
 	if err != nil {
 		return err
 	}
-	if how == "buckets" && !s.whole {
-		if sql, err = s.differing(ctx, tx, table, columns, sql); err != nil {
+	if c.kept = c.rel != ""; !c.kept {
+		if err := s.beginCopy(ctx, c); err != nil {
 			return err
 		}
 	}
-	sums := newRowSums(columns)
-	see := sums.add
-	if how != "swap" { // the peer's triggers sum
-		see = nil
+	if c.how == "buckets" && !s.whole {
+		if err := s.differing(ctx, c); err != nil {
+			return err
+		}
 	}
-	if err := s.copy(ctx, tx, sql, intoColumns(rel, columns), see); err != nil {
+	if c.kept {
+		if err := s.nextPart(ctx, begun[:len(begun)-1]); err != nil { // it empties the bucket table, too
+			return err
+		}
+		if err := s.resume(ctx, c); err != nil {
+			return err
+		}
+	}
+	return s.copyParts(ctx, c, begun)
+}
+
+// beginCopy makes the table beside, in the transaction that is open.
+func (s *sending) beginCopy(ctx context.Context, c *largeCopy) error {
+	err := s.peer.conn.QueryRow(ctx, "SELECT rel, how FROM node.begin_copy($1, $2, $3, $4, $5)", s.here.Position.Epoch.N, s.here.ClusterID,
+		c.table, c.columns, c.types).Scan(&c.rel, &c.how)
+	if err == nil && c.how == "swap" && c.sums == nil && !c.kept { // else the peer sums, or its triggers do
+		c.sums = newRowSums(c.columns)
+	}
+	return err
+}
+
+// copyParts sends the rows of a table. Of what takes long the peer keeps what it has so far, and of all tables begun before.
+func (s *sending) copyParts(ctx context.Context, c *largeCopy, begun []*largeCopy) error {
+	var see func(row []byte)
+	if c.sums != nil {
+		see = c.sums.add
+	}
+	if _, err := s.tx.Exec(ctx, inOneOrder); err != nil {
 		return err
 	}
-	if how == "swap" && sums.String() != s.sums[table] {
-		return fmt.Errorf("%w: what its triggers have kept of config.%s is not what its rows are, here", ErrDrift, table)
+	rows := s.open(ctx, c.sql(), see)
+	more, err := true, error(nil)
+	for err == nil && more {
+		more, err = rows.copyPart(ctx, s.peer.conn.PgConn(), intoColumns(c.rel, c.columns), s.partEnd())
+		c.sent = rows.taken
+		if err == nil && (more || s.parts) {
+			err = s.nextPart(ctx, begun)
+		}
 	}
-	lanes, check := sums.numbers()
-	_, err = tx.Exec(ctx, "SELECT node.end_copy($1, $2, $3, $4, $5, $6, $7, $8, $9)", table, columns, sums.rows,
-		lanes[0], lanes[1], lanes[2], lanes[3], check[0], check[1])
+	return s.close(rows, err)
+}
+
+// inOneOrder makes rows come in the order that they lie in, as they did for an earlier push and will for a later one, but for those that
+// were changed.
+const inOneOrder = "SELECT set_config('synchronize_seqscans', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)"
+
+// sql gives the query for the rows to send: of the first ones those that lack, then the rest.
+func (c *largeCopy) sql() string {
+	if c.parted == 0 {
+		return fmt.Sprintf("SELECT %s FROM %s", c.texts, c.from)
+	}
+	return fmt.Sprintf("SELECT %[1]s FROM (SELECT r.* FROM %[2]s LIMIT %[3]d) r WHERE %[4]s UNION ALL SELECT %[1]s FROM (SELECT r.* FROM %[2]s OFFSET %[3]d) r",
+		c.texts, c.from, c.upto, c.wrong)
+}
+
+// reached says of how many of the first rows what the peer has taken is.
+func (c *largeCopy) reached() int64 { return c.upto + max(0, c.sent-c.lacking) }
+
+// partTime is how long rows are sent before what the peer has of them is committed there. A break costs as much; less would cost a join over a
+// fast link, which has sent all by then.
+const partTime = 5 * time.Second
+
+// partEnd is until when rows are sent in the transaction that is open.
+func (s *sending) partEnd() time.Time {
+	if s.began.IsZero() {
+		s.began = time.Now()
+	}
+	return s.began.Add(s.part)
+}
+
+// nextPart commits what the peer has, as tables that stay, and begins the next transaction there. What is under way is the last of those
+// begun.
+func (s *sending) nextPart(ctx context.Context, begun []*largeCopy) error {
+	s.parts = true
+	var note string
+	for _, c := range begun {
+		if c.kept {
+			note = fmt.Sprintf("SELECT node.note_kept(%s, %d); ", quote(c.table), c.reached())
+			continue
+		}
+		err := s.peer.conn.QueryRow(ctx, "SELECT node.keep_copy($1, $2, $3, $4)", c.table, c.columns, c.types, c.reached()).Scan(&c.rel)
+		if err != nil {
+			return fmt.Errorf("keep what is there: %w", err)
+		}
+		c.kept, note = true, ""
+	}
+	return s.begin(ctx, note+"COMMIT; ")
+}
+
+// takeKept moves what is kept of a table into one of the transaction that is open.
+func (s *sending) takeKept(ctx context.Context, c *largeCopy) error {
+	if err := s.beginCopy(ctx, c); err != nil {
+		return err
+	}
+	_, err := s.peer.conn.Exec(ctx, "SELECT node.take_kept($1, $2::text::integer[], $3)", c.table, c.needed, c.buckets)
 	return err
 }
 
-// copy sends rows to a table of the peer's, and counts them.
-func (s *sending) copy(ctx context.Context, tx pgx.Tx, sql, into string, see func(row []byte)) error {
-	counter := &rowCounter{rows: s.stats.Rows}
-	if s.progress != nil {
-		counter.progress = func(rows int64) { s.progress(rows, s.of) }
+// endCopy has the peer check and index what it holds of a table. What was sent was summed on its way: ErrDrift where that is not what this
+// node's triggers have kept, since rows were changed with them off.
+func (s *sending) endCopy(ctx context.Context, c *largeCopy) error {
+	kept := strings.Fields(s.sums[c.table])
+	check := [2]string{"0", "0"} // the SHA-256 of the rows decides
+	if c.sums != nil {
+		if c.sums.String() != s.sums[c.table] {
+			return fmt.Errorf("%w: what its triggers have kept of config.%s is not what its rows are, here", ErrDrift, c.table)
+		}
+		_, check = c.sums.numbers()
 	}
-	err := copyAcross(ctx, s.tx.Conn().PgConn(), tx.Conn().PgConn(), sql, into, counter, see)
-	s.stats.Rows = counter.rows
+	_, err := s.peer.conn.Exec(ctx, "SELECT node.end_copy($1, $2, $3, $4, $5, $6, $7, $8, $9)", c.table, c.columns, kept[0], kept[1], kept[2],
+		kept[3], kept[4], check[0], check[1])
 	return err
 }
 
-// bucketRows is how many rows of a table are in one bucket, about, and maxBuckets how many buckets there are at most. Both sides group by
-// them in memory.
+// bucketRows is how many rows of a table are in one bucket, about, where some are expected to differ, and keptRows where hardly any are.
+// maxBuckets is how many buckets there are at most: both sides group by them in memory.
 const (
 	bucketRows = 16
+	keptRows   = 64
 	maxBuckets = 1 << 17
 )
 
-// differing compares a table with the peer's by sums of buckets of rows, and narrows the query for its rows to the buckets that differ.
-func (s *sending) differing(ctx context.Context, tx pgx.Tx, table string, columns []string, sql string) (string, error) {
+// bucketsOf gives into how many buckets rows are parted: a power of two.
+func bucketsOf(rows, each int64) int {
 	buckets := 1
-	for n := int64(bucketRows); n < rowsOf(s.sums[table]) && buckets < maxBuckets; n *= 2 {
+	for ; each < rows && buckets < maxBuckets; each *= 2 {
 		buckets *= 2
 	}
-	var sums, bucket string
-	err := s.tx.QueryRow(ctx, "SELECT node.buckets_sql($1, $2, $3), node.bucket_sql($1, $3)", table, columns, buckets).Scan(&sums, &bucket)
-	if err != nil {
-		return "", err
-	}
-	// As in node.sum_buckets.
-	if _, err := s.tx.Exec(ctx, "SELECT set_config('work_mem', '32MB', true), set_config('enable_sort', 'off', true), set_config('jit', 'off', true)"); err != nil {
-		return "", err
-	}
+	return buckets
+}
+
+// differing narrows the rows of a table to the buckets that differ from the peer's.
+func (s *sending) differing(ctx context.Context, c *largeCopy) error {
+	c.buckets = bucketsOf(rowsOf(s.sums[c.table]), bucketRows)
 	theirs := make(chan error, 1)
 	go func() {
-		_, err := tx.Exec(ctx, "SELECT node.sum_buckets($1, $2, $3)", table, columns, buckets)
+		_, err := s.peer.conn.Exec(ctx, "SELECT node.sum_buckets($1, $2, $3)", c.table, c.columns, c.buckets)
 		theirs <- err
 	}()
-	var ours bytes.Buffer // at most maxBuckets short lines
-	_, err = s.tx.Conn().PgConn().CopyTo(ctx, &ours, "COPY ("+sums+") TO STDOUT")
+	ours, bucket, err := s.sumBuckets(ctx, c, c.from, c.buckets)
 	if theirErr := <-theirs; err == nil {
 		err = theirErr
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	if _, err := tx.Conn().PgConn().CopyFrom(ctx, &ours, "COPY pg_temp.bucket (bucket, n, x) FROM STDIN"); err != nil {
-		return "", err
+	if err := s.sendBuckets(ctx, ours); err != nil {
+		return err
 	}
-	var differ string
-	if err := tx.QueryRow(ctx, "SELECT node.differing($1, $2)::text", table, buckets).Scan(&differ); err != nil {
-		return "", err
+	c.needed = new(string)
+	if err := s.peer.conn.QueryRow(ctx, "SELECT node.differing($1, $2)::text", c.table, c.buckets).Scan(c.needed); err != nil {
+		return err
 	}
-	sql = fmt.Sprintf("%s WHERE %s = ANY ('%s'::integer[])", sql, bucket, differ)
-	if s.progress != nil {
-		var n int64
-		if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM ("+sql+") row_").Scan(&n); err != nil {
-			return "", err
-		}
-		s.of += n - rowsOf(s.sums[table])
+	c.from = fmt.Sprintf("%s WHERE %s = ANY (%s::integer[])", c.from, bucket, quote(*c.needed))
+	if s.progress == nil {
+		return nil
 	}
-	return sql, nil
+	var n int64
+	if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM "+c.from).Scan(&n); err != nil {
+		return err
+	}
+	s.of += n - rowsOf(s.sums[c.table])
+	return nil
 }
+
+// resume finds out which of the first rows the peer has, as an earlier push has brought them.
+func (s *sending) resume(ctx context.Context, c *largeCopy) error {
+	if _, err := s.tx.Exec(ctx, inOneOrder); err != nil {
+		return err
+	}
+	c.parted = bucketsOf(c.upto, keptRows)
+	ours, bucket, err := s.sumBuckets(ctx, c, fmt.Sprintf("(SELECT r.* FROM %s LIMIT %d) r", c.from, c.upto), c.parted)
+	if err != nil {
+		return err
+	}
+	if err := s.sendBuckets(ctx, ours); err != nil {
+		return err
+	}
+	var had int64
+	err = s.peer.conn.QueryRow(ctx, "SELECT wrong::text, lacking, had FROM node.compare_kept($1, $2, $3)", c.table, c.columns, c.parted).
+		Scan(&c.wrong, &c.lacking, &had)
+	if err != nil {
+		return err
+	}
+	c.wrong = fmt.Sprintf("%s = ANY (%s::integer[])", bucket, quote(c.wrong))
+	if s.stats.Resumed += had; s.progress != nil && had > 0 {
+		s.progress(s.stats.Rows+s.stats.Resumed, s.of)
+	}
+	return nil
+}
+
+// sumBuckets sums rows r of a table here, in buckets, as SQL COPY has it: at most maxBuckets short lines. It gives the expression for a
+// row's bucket.
+func (s *sending) sumBuckets(ctx context.Context, c *largeCopy, from string, buckets int) (sums *bytes.Buffer, bucket string, err error) {
+	var hash string
+	err = s.tx.QueryRow(ctx, "SELECT node.bucket_sql($1, $2), node.hash_sql($3, 1)", c.table, buckets, c.columns).Scan(&bucket, &hash)
+	if err != nil {
+		return nil, "", err
+	}
+	// As in node.sum_buckets.
+	if _, err := s.tx.Exec(ctx, "SELECT set_config('work_mem', '32MB', true), set_config('enable_sort', 'off', true), set_config('jit', 'off', true)"); err != nil {
+		return nil, "", err
+	}
+	sums = &bytes.Buffer{}
+	_, err = s.tx.Conn().PgConn().CopyTo(ctx, sums, fmt.Sprintf("COPY (SELECT %s, count(*), sum(%s) FROM %s GROUP BY 1) TO STDOUT", bucket, hash, from))
+	return sums, bucket, err
+}
+
+func (s *sending) sendBuckets(ctx context.Context, sums *bytes.Buffer) error {
+	_, err := s.peer.conn.PgConn().CopyFrom(ctx, sums, "COPY pg_temp.bucket (bucket, n, x) FROM STDIN")
+	return err
+}
+
+// quote makes a literal of a text.
+func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // intoColumns names a table in node with the columns to fill.
 func intoColumns(rel string, columns []string) string {

@@ -115,7 +115,7 @@ func oid(t testing.TB, n *node, table string) uint32 {
 func tidy(t testing.TB, n *node) {
 	t.Helper()
 	if left := one[string](t, n.dsn, `SELECT coalesce(string_agg(relname, ' '), '') FROM pg_class
-		WHERE relnamespace IN ('node'::regnamespace, 'config'::regnamespace) AND relname LIKE 'in\_%'`); left != "" {
+		WHERE relnamespace IN ('node'::regnamespace, 'config'::regnamespace) AND relname ~ '^(in|kept)_[0-9]+'`); left != "" {
 		t.Errorf("node %d: left over: %s", n.cid, left)
 	}
 }

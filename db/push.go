@@ -1,11 +1,9 @@
 package db
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -17,9 +15,10 @@ import (
 
 // PushStats say what a push did.
 type PushStats struct {
-	Bytes      int64           `json:"bytes"`  // sent to the peer; by Adopt: read from it
-	Rows       int64           `json:"rows"`   // rows sent
-	Tables     []string        `json:"tables"` // tables whose digest differed, those of a full push
+	Bytes      int64           `json:"bytes"`   // sent to the peer; by Adopt: read from it
+	Rows       int64           `json:"rows"`    // rows sent
+	Resumed    int64           `json:"resumed"` // rows that were there already, from pushes that broke
+	Tables     []string        `json:"tables"`  // tables whose digest differed, those of a full push
 	Took       time.Duration   `json:"took"`
 	Full       bool            `json:"full"` // whole tables, since history does not lead from there to here
 	From       config.Position `json:"from"`
@@ -30,8 +29,8 @@ type PushStats struct {
 // InSync says whether there was nothing to do.
 func (s PushStats) InSync() bool { return s.From == s.To }
 
-// Progress is told how many rows of a push were sent so far, of how many; nil: nobody is. A push that has to begin again tells so by
-// less, or of another many. It is called by one goroutine at a time.
+// Progress is told how many rows of a push were sent so far, with those that were there from pushes that broke, of how many; nil: nobody is.
+// A push that has to begin again tells so by less, or of another many. It is called by one goroutine at a time.
 type Progress func(sent, of int64)
 
 // Push brings a peer to this node's position: the rows that commits since the peer's position touched, or, where history does not
@@ -91,7 +90,7 @@ func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress Progress) (
 				there.sums[t] = "" // as if every digest differed
 			}
 		}
-		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress, large: d.large, whole: whole}
+		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress, large: d.large, part: d.part, whole: whole}
 		if ok, err := s.canDelta(ctx); err != nil {
 			return err
 		} else if ok && !whole {
@@ -187,8 +186,13 @@ type sending struct {
 	progress Progress
 	of       int64             // how many rows there are to tell of
 	large    int64             // tables of so many rows go by themselves
+	part     time.Duration     // so long a large table is sent before the peer keeps what it has
 	whole    bool              // every row goes, also where buckets of rows are equal
 	sums     map[string]string // by table, our kept sums; of a full push
+
+	// The transaction at the peer:
+	began time.Time // when the first row of a large table went out in it; zero: none did
+	parts bool      // others came before it, and the peer keeps what they brought
 }
 
 func (s *sending) canDelta(ctx context.Context) (bool, error) {
@@ -207,7 +211,7 @@ func (s *sending) delta(ctx context.Context) error {
 	if done, err := s.burst(ctx, sql); done || err != nil {
 		return err
 	}
-	return s.send(ctx, sql, []string{}, func(pgx.Tx) error { return nil })
+	return s.send(ctx, sql, []string{}, nil)
 }
 
 // full sends the tables whose digest differs.
@@ -239,86 +243,96 @@ func (s *sending) full(ctx context.Context) error {
 	if err := s.tx.QueryRow(ctx, "SELECT node.whole_sql($1)", small).Scan(&sql); err != nil {
 		return err
 	}
-	return s.send(ctx, sql, tables, func(tx pgx.Tx) error {
-		for _, t := range large {
-			if err := s.sendLarge(ctx, tx, t); err != nil {
-				return fmt.Errorf("table %s: %w", t, err)
-			}
+	err := s.send(ctx, sql, tables, large)
+	if s.parts && errors.Is(mapError(err), ErrDrift) { // the next push shall not begin with that
+		if _, err := s.peer.conn.Exec(ctx, "SELECT node.forget_kept($1, $2)", s.here.Position.Epoch.N, s.here.ClusterID); err != nil {
+			return fmt.Errorf("forget what the peer kept: %w", err)
 		}
-		return nil
-	})
+	}
+	return err
 }
 
-// send copies the rows of a query to the peer, what more sends to it, and applies all of it there, in one transaction at the peer.
-func (s *sending) send(ctx context.Context, sql string, whole []string, more func(tx pgx.Tx) error) error {
+// send copies the rows of a query and large tables to the peer, and applies all of it there, in one transaction at the peer.
+func (s *sending) send(ctx context.Context, sql string, whole, large []string) error {
+	err := s.begin(ctx, "")
+	if err == nil {
+		err = s.sendAll(ctx, sql, whole, large)
+	}
+	if err != nil {
+		_, _ = s.peer.conn.Exec(ctx, "ROLLBACK") // the first error is told
+		return err
+	}
+	_, err = s.peer.conn.Exec(ctx, "COMMIT")
+	return err
+}
+
+// begin begins a transaction at the peer, in one round trip with what is to come before it.
+func (s *sending) begin(ctx context.Context, before string) error {
+	s.began = time.Time{}
+	sql := fmt.Sprintf("%sBEGIN; SELECT node.begin_push(%d, %s); %s", before, s.here.Position.Epoch.N, quote(s.here.ClusterID), textSettings)
+	_, err := s.peer.conn.PgConn().Exec(ctx, sql).ReadAll()
+	return err
+}
+
+func (s *sending) sendAll(ctx context.Context, sql string, whole, large []string) error {
+	if err := s.count(ctx, sql); err != nil {
+		return err
+	}
+	copies, err := s.fillLarge(ctx, large)
+	if err != nil {
+		return err
+	}
+	rows := s.open(ctx, sql, nil)
+	_, err = rows.copyPart(ctx, s.peer.conn.PgConn(), stagingColumns, time.Time{})
+	if err := s.close(rows, err); err != nil {
+		return err
+	}
+	for _, c := range copies {
+		if err := s.endCopy(ctx, c); err != nil {
+			return fmt.Errorf("table %s: %w", c.table, err)
+		}
+	}
 	to := s.here.Position
-	return pgx.BeginFunc(ctx, s.peer.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT node.begin_push($1, $2)", to.Epoch.N, s.here.ClusterID); err != nil {
-			return err
-		}
-		told, err := s.counting(ctx, sql)
-		if err != nil {
-			return err
-		}
-		sent, err := copyRows(ctx, s.tx.Conn().PgConn(), tx.Conn().PgConn(), sql, told)
-		if err != nil {
-			return err
-		}
-		s.stats.Rows = sent.rows
-		if err := more(tx); err != nil {
-			return err
-		}
-		var touched int64
-		return tx.QueryRow(ctx, "SELECT journalled, touched FROM node.push($1, $2, $3, $4, $5)", to.Epoch.N, s.here.ClusterID, to.Serial,
-			to.Digest[:], whole).Scan(&s.stats.Journalled, &touched)
-	})
+	var touched int64
+	return s.peer.conn.QueryRow(ctx, "SELECT journalled, touched FROM node.push($1, $2, $3, $4, $5)", to.Epoch.N, s.here.ClusterID, to.Serial,
+		to.Digest[:], whole).Scan(&s.stats.Journalled, &touched)
 }
 
-// counting gives what copyRows tells of the rows of a query: they are counted before, where anybody wants to know.
-func (s *sending) counting(ctx context.Context, sql string) (func(rows int64), error) {
+// count adds the rows of a query to those that there are to tell of, where anybody wants to know.
+func (s *sending) count(ctx context.Context, sql string) error {
 	if s.progress == nil {
-		return nil, nil
+		return nil
 	}
 	var n int64
 	if err := s.tx.QueryRow(ctx, "SELECT count(*) FROM ("+sql+") row_").Scan(&n); err != nil {
-		return nil, fmt.Errorf("count the rows to send: %w", err)
+		return fmt.Errorf("count the rows to send: %w", err)
 	}
 	s.of += n
-	return func(rows int64) { s.progress(rows, s.of) }, nil
+	return nil
 }
 
-// copyBuffer is between the COPY streams: the server sends a message a row, and without it each would be a write.
-const copyBuffer = 256 << 10
+// open begins to read the rows of a query, to be sent; see, unless nil, is given each.
+func (s *sending) open(ctx context.Context, sql string, see func(row []byte)) *rowStream {
+	counter := &rowCounter{rows: s.stats.Rows}
+	if s.progress != nil {
+		counter.progress = func(rows int64) { s.progress(rows+s.stats.Resumed, s.of) }
+	}
+	return openRows(ctx, s.tx.Conn().PgConn(), sql, counter, see)
+}
+
+// close ends what open has begun, as rowStream.close does.
+func (s *sending) close(rows *rowStream, err error) error {
+	err = rows.close(err)
+	s.stats.Rows = rows.counter.rows
+	return err
+}
+
+// stagingColumns are those of the staging table, for whole_sql and delta_sql.
+const stagingColumns = "pg_temp.staging (tab, op, row)"
 
 // copyRows sends the rows of a query on one connection into the staging table of another, and gives how much that was.
-func copyRows(ctx context.Context, from, to *pgconn.PgConn, sql string, progress func(rows int64)) (*rowCounter, error) {
-	counter := &rowCounter{progress: progress}
-	return counter, copyAcross(ctx, from, to, sql, "pg_temp.staging (tab, op, row)", counter, nil)
+func copyRows(ctx context.Context, from, to *pgconn.PgConn, sql string) (*rowCounter, error) {
+	rows := openRows(ctx, from, sql, &rowCounter{}, nil)
+	_, err := rows.copyPart(ctx, to, stagingColumns, time.Time{})
+	return rows.counter, rows.close(err)
 }
-
-// copyAcross sends the rows of a query on one connection into a table of another. counter counts what goes; see, unless nil, is given
-// each row: the server sends each in a message of its own.
-func copyAcross(ctx context.Context, from, to *pgconn.PgConn, sql, into string, counter *rowCounter, see func(row []byte)) error {
-	r, w := io.Pipe()
-	counter.w = w
-	out := bufio.NewWriterSize(counter, copyBuffer)
-	read := make(chan error, 1)
-	go func() {
-		_, err := from.CopyTo(ctx, rowWriter{out, see}, "COPY ("+sql+") TO STDOUT")
-		if err == nil {
-			err = out.Flush()
-		}
-		_ = w.CloseWithError(err) // never fails
-		read <- err
-	}()
-	_, err := to.CopyFrom(ctx, r, "COPY "+into+" FROM STDIN")
-	_ = r.CloseWithError(errGaveUp) // never fails
-	// Where the reading side failed, the writing side says only that its input broke.
-	if readErr := <-read; readErr != nil && !errors.Is(readErr, errGaveUp) {
-		return mapError(readErr)
-	}
-	return mapError(err)
-}
-
-// errGaveUp ends the reading side where the writing one failed.
-var errGaveUp = errors.New("the receiver gave up")
