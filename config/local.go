@@ -37,16 +37,31 @@ type Local struct {
 	RunDir string `toml:"run_dir"`
 	// Services are what runs here: smtp, web.
 	Services []string `toml:"services"`
-	SMTP     Listen   `toml:"smtp"`
-	Web      Listen   `toml:"web"`
-	Tunnel   Listen   `toml:"tunnel"`
-	Database Database `toml:"database"`
+	// SMTP takes mail from the Internet to our domains, and where Internal has no listener, mail from our networks too.
+	SMTP MailListen `toml:"smtp"`
+	// Internal takes mail from our networks to anywhere.
+	Internal MailListen `toml:"internal"`
+	Web      Listen     `toml:"web"`
+	Tunnel   Listen     `toml:"tunnel"`
+	Database Database   `toml:"database"`
 }
 
 // Listen is a service's listeners, as host:port.
 type Listen struct {
 	Listen []string `toml:"listen"`
 }
+
+// MailListen is a service's listeners for mail, as host:port.
+type MailListen struct {
+	Listen []string `toml:"listen"`
+	// TLSListen are those on which TLS begins with the first octet (RFC 8314 §3).
+	TLSListen []string `toml:"tls_listen"`
+}
+
+func (l MailListen) isEmpty() bool { return len(l.Listen)+len(l.TLSListen) == 0 }
+
+// HasInternal says whether mail from our networks has listeners of its own.
+func (l *Local) HasInternal() bool { return !l.Internal.isEmpty() }
 
 // Database says which PostgreSQL is used: a private instance (DSN empty) or any other.
 type Database struct {

@@ -23,7 +23,7 @@ func DefaultLocal() *Local {
 		StateDir: DefaultStateDir,
 		RunDir:   DefaultRunDir,
 		Services: []string{ServiceSMTP, ServiceWeb},
-		SMTP:     Listen{Listen: []string{":25"}},
+		SMTP:     MailListen{Listen: []string{":25"}},
 		Web:      Listen{Listen: []string{"127.0.0.1:8025"}},
 		Tunnel:   Listen{Listen: []string{":" + DefaultTunnelPort}},
 	}
@@ -227,16 +227,21 @@ func (c *localChecker) dirs(l *Local) {
 
 func (c *localChecker) listeners(l *Local) {
 	seen := map[string]string{}
+	mayBeEmpty := map[string]bool{"smtp.listen": !l.SMTP.isEmpty() || l.HasInternal(), "smtp.tls_listen": true,
+		"internal.listen": true, "internal.tls_listen": true}
 	for _, s := range []struct {
 		key    string
 		listen []string
 		needed bool
 	}{
 		{"smtp.listen", l.SMTP.Listen, l.Runs(ServiceSMTP)},
+		{"smtp.tls_listen", l.SMTP.TLSListen, l.Runs(ServiceSMTP)},
+		{"internal.listen", l.Internal.Listen, l.Runs(ServiceSMTP)},
+		{"internal.tls_listen", l.Internal.TLSListen, l.Runs(ServiceSMTP)},
 		{"web.listen", l.Web.Listen, l.Runs(ServiceWeb)},
 		{"tunnel.listen", l.Tunnel.Listen, true},
 	} {
-		if s.needed && len(s.listen) == 0 {
+		if s.needed && len(s.listen) == 0 && !mayBeEmpty[s.key] {
 			c.add(s.key, "is empty")
 		}
 		for _, a := range s.listen {

@@ -32,6 +32,9 @@ func TestTheTemplateIsReadBack(t *testing.T) {
 		func(l *Local) { l.Database.DSN = `postgres://u:p@h/d?x="y"&z='` },
 		func(l *Local) { l.Database.Bin = "/usr/lib/postgresql/15/bin" },
 		func(l *Local) { l.Services, l.SMTP.Listen, l.User = []string{"web"}, nil, "" },
+		func(l *Local) {
+			l.SMTP, l.Internal = MailListen{TLSListen: []string{":465"}}, MailListen{[]string{":26"}, []string{":466"}}
+		},
 		func(l *Local) { l.Address, l.Tunnel.Listen = "2001:db8::1", []string{"[2001:db8::1]:9"} },
 	} {
 		want := DefaultLocal()
@@ -71,6 +74,8 @@ func TestLocalNamesLineAndReason(t *testing.T) {
 			`line 4: smtp.listen: "300.0.0.1:25": "300.0.0.1" is neither an IP address nor a host name`},
 		{"listen with a wrong port", "[web]\nlisten = [\":http\"]\n", `line 4: web.listen: ":http": port "http" is not a number from 1 to 65535`},
 		{"nothing to listen on", "[tunnel]\nlisten = []\n", "line 4: tunnel.listen: is empty"},
+		{"no listener for mail", "[smtp]\nlisten = []\n", "line 4: smtp.listen: is empty"},
+		{"a listener for mail without a port", "[internal]\ntls_listen = [\"x\"]\n", `line 4: internal.tls_listen: "x" is not host:port`},
 		{"the same listener twice", "[smtp]\nlisten = [\":25\"]\n[web]\nlisten = [\":25\"]\n", "line 6: web.listen: :25 is in smtp.listen too"},
 		{"two databases", "[database]\nbin = \"/a\"\ndsn = \"b\"\n", "line 4: database.bin: is for a private instance, and"},
 		{"relative bin", "[database]\nbin = \"a\"\n", `line 4: database.bin: "a" is not an absolute path`},

@@ -27,9 +27,17 @@ func (l *Local) Text() []byte {
 	line("services = %s", list(l.Services))
 	line("")
 	line("[smtp]")
-	line("# host:port of each listener; without a host, all addresses of this machine. STARTTLS offers the key and certificates in")
-	line("# tls/smtp.pem below state_dir; one that is self-signed is made there.")
+	line("# Takes mail from the Internet to our domains: host:port of each listener; without a host, all addresses of this machine.")
+	line("# TLS offers the key and certificates in tls/smtp.pem below state_dir; one that is self-signed is made there.")
 	line("listen = %s", list(l.SMTP.Listen))
+	line("# The same with TLS from the first octet on.")
+	optionalList(&b, "tls_listen", l.SMTP.TLSListen, ":465")
+	line("")
+	line("[internal]")
+	line("# Takes mail from our networks (`mailproxy network list`) to anywhere, and from nobody else. Without a listener here, [smtp] takes")
+	line("# their mail too.")
+	optionalList(&b, "listen", l.Internal.Listen, ":26")
+	optionalList(&b, "tls_listen", l.Internal.TLSListen, ":465")
 	line("")
 	line("[web]")
 	line("listen = %s", list(l.Web.Listen))
@@ -54,6 +62,15 @@ func optional(b *bytes.Buffer, key, value, example string) {
 		return
 	}
 	fmt.Fprintf(b, "%s = %s\n", key, quote(value))
+}
+
+// optionalList is optional for a list of one example.
+func optionalList(b *bytes.Buffer, key string, values []string, example string) {
+	if len(values) == 0 {
+		fmt.Fprintf(b, "#%s = %s\n", key, list([]string{example}))
+		return
+	}
+	fmt.Fprintf(b, "%s = %s\n", key, list(values))
 }
 
 func list(values []string) string {

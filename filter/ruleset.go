@@ -105,9 +105,20 @@ func (r *Ruleset) Trusted(client netip.Addr) bool { return r.networks.has(client
 // Ours says whether we relay for to's domain.
 func (r *Ruleset) Ours(to mail.Path) bool { return r.domain(to.Domain) != nil }
 
-// Accepts says whether mail from client for to is taken. The Path is where it goes: to itself, or for a bare postmaster the one
-// of the settings. The reply refuses. Who is not in one of our networks may not name a way behind our domains either.
+// Accepts says whether mail from client for to is taken: what AcceptsOurs takes, and from our networks mail to anywhere.
 func (r *Ruleset) Accepts(client netip.Addr, to mail.Path) (mail.Path, *mail.Reply) {
+	path, refused := r.AcceptsOurs(to)
+	if refused == replyDenied && r.Trusted(client) {
+		return to, nil
+	}
+	return path, refused
+}
+
+var replyDenied = &mail.Reply{Code: 554, Enhanced: [3]int{5, 7, 1}, Text: "relay access denied"}
+
+// AcceptsOurs says whether mail for to is taken from everyone. The Path is where it goes: to itself, or for a bare postmaster the one
+// of the settings. The reply refuses. A way behind our domains may not be named either.
+func (r *Ruleset) AcceptsOurs(to mail.Path) (mail.Path, *mail.Reply) {
 	switch {
 	case to.IsNull():
 		return to, &mail.Reply{Code: 501, Enhanced: [3]int{5, 1, 3}, Text: "a recipient is wanted"}
@@ -115,10 +126,10 @@ func (r *Ruleset) Accepts(client netip.Addr, to mail.Path) (mail.Path, *mail.Rep
 		return to, &mail.Reply{Code: 451, Enhanced: [3]int{4, 3, 5}, Text: "no postmaster is configured yet, try again later"}
 	case to.Domain == "":
 		return r.postmaster, nil // RFC 5321 §4.5.1: always taken
-	case r.Ours(to) && !routes(to.Local) || r.Trusted(client):
+	case r.Ours(to) && !routes(to.Local):
 		return to, nil
 	}
-	return to, &mail.Reply{Code: 554, Enhanced: [3]int{5, 7, 1}, Text: "relay access denied"}
+	return to, replyDenied
 }
 
 // routes says whether a local part can name another host to go on to: x%host, host!x, "x@host". A next hop that trusts us and

@@ -39,6 +39,7 @@ const (
 // this session, but base, which is for deadlines and closing from outside.
 type conn struct {
 	server *Server
+	kind   Kind
 	log    zerolog.Logger
 	id     string
 	client netip.Addr
@@ -69,11 +70,11 @@ type conn struct {
 	ctx   context.Context
 }
 
-func newConn(s *Server, raw net.Conn, rules *filter.Ruleset) *conn {
+func newConn(s *Server, raw net.Conn, kind Kind, rules *filter.Ruleset) *conn {
 	v := rules.Settings()
 	now := time.Now()
 	c := &conn{
-		server: s, id: mail.NewID(now), client: addressOf(raw), opened: now, idle: v.IdleTimeout,
+		server: s, kind: kind, id: mail.NewID(now), client: addressOf(raw), opened: now, idle: v.IdleTimeout,
 		expiry: now.Add(v.SessionTimeout), faults: v.MaxErrors, base: raw, stream: raw, ctx: s.killed,
 	}
 	c.key = keyOf(c.client)

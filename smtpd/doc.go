@@ -2,7 +2,8 @@
 //
 // The walk of a session, all in one goroutine:
 //
-//  1. The listener accepts, counts sessions in all and per address (421 where there are too many), and hands a conn to go-smtp.
+//  1. The listener, which is for mail from the Internet, from our networks, or both (Purpose), accepts, counts sessions in all and per
+//     address (421 where there are too many), and hands a conn to go-smtp.
 //  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax
 //     and order, answers what go-smtp must not see (STARTTLS, BDAT, bad order, bad parameters), and passes on a line of fixed
 //     text. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.

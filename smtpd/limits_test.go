@@ -107,7 +107,7 @@ func TestASessionThatGoesOnTalkingEndsAtItsAge(t *testing.T) {
 	g := newRig(t, with(snapshot(), "session_timeout", "1m"), nil)
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		c := newConn(g.server, near, g.rules.Load())
+		c := newConn(g.server, near, Kind{}, g.rules.Load())
 		c.phase = phaseCommand
 		var heard strings.Builder
 		var wg sync.WaitGroup
@@ -141,7 +141,7 @@ func TestAClientThatDoesNotTakeItsRepliesIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		defer far.Close()
-		c := newConn(g.server, near, g.rules.Load())
+		c := newConn(g.server, near, Kind{}, g.rules.Load())
 		c.phase = phaseCommand
 		c.put(replyOK)
 		start := time.Now()
@@ -242,7 +242,7 @@ func TestServeEndsWithItsContextAndSessionsGoOn(t *testing.T) {
 	l := g.listen()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- g.server.Serve(ctx, l) }()
+	go func() { done <- g.server.Serve(ctx, l, Kind{}) }()
 	p := dialTo(t, l.Addr().String())
 	p.want("220")
 	cancel()

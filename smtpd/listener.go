@@ -10,10 +10,33 @@ import (
 	"mailproxy/mail"
 )
 
+// Purpose is whom a listener takes mail from, and where to.
+type Purpose uint8
+
+const (
+	// Any takes mail from everyone to our domains, and from our networks to anywhere.
+	Any Purpose = iota
+	// MX takes mail from everyone to our domains, and nothing else.
+	MX
+	// Internal takes mail from our networks to anywhere, and sends everyone else away.
+	Internal
+)
+
+// String is the purpose's word in the log.
+func (p Purpose) String() string { return [...]string{"any", "mx", "internal"}[p] }
+
+// Kind says what a listener is.
+type Kind struct {
+	Purpose Purpose
+	// TLS begins with the first octet.
+	TLS bool
+}
+
 // A listener accepts for go-smtp. Sessions over a limit are answered and closed here, before they cost a goroutine.
 type listener struct {
 	net.Listener
 	server *Server
+	kind   Kind
 	closed atomic.Bool
 	once   sync.Once
 	err    error
@@ -26,7 +49,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if c := l.server.admit(raw); c != nil {
+		if c := l.server.admit(raw, l.kind); c != nil {
 			return c, nil
 		}
 	}
@@ -61,34 +84,40 @@ func addressOf(raw net.Conn) netip.Addr {
 }
 
 // admit makes a session of a connection, or refuses and closes it.
-func (s *Server) admit(raw net.Conn) *conn {
+func (s *Server) admit(raw net.Conn, kind Kind) *conn {
 	rules := s.o.Rules()
 	if rules == nil {
-		s.refuse(raw, replyNotReady)
+		s.refuse(raw, kind, replyNotReady)
 		return nil
 	}
-	c := newConn(s, raw, rules)
+	c := newConn(s, raw, kind, rules)
+	if kind.Purpose == Internal && !rules.Trusted(c.client) {
+		s.refuse(raw, kind, replyNotOurs)
+		return nil
+	}
 	v := rules.Settings()
 	switch s.sessions.add(c, c.key, v.MaxSessions, v.MaxSessionsPerAddress) {
 	case refusedDraining:
-		s.refuse(raw, replyDraining)
+		s.refuse(raw, kind, replyDraining)
 	case refusedFull:
-		s.refuse(raw, replyTooManySessions)
+		s.refuse(raw, kind, replyTooManySessions)
 	case refusedClient:
-		s.refuse(raw, replyTooManyFromClient)
+		s.refuse(raw, kind, replyTooManyFromClient)
 	default:
 		s.count.sessions.Add(1)
-		s.log.Info().Str("session", c.id).Stringer("client", c.client).Msg("session.open")
+		s.log.Info().Str("session", c.id).Stringer("client", c.client).Stringer("listener", kind.Purpose).Msg("session.open")
 		return c
 	}
 	return nil
 }
 
-// refuse answers and closes. The socket is fresh, so the write has room and does not wait.
-func (s *Server) refuse(raw net.Conn, reply *mail.Reply) {
+// refuse answers, where TLS need not come first, and closes. The socket is fresh, so the write has room and does not wait.
+func (s *Server) refuse(raw net.Conn, kind Kind, reply *mail.Reply) {
 	s.count.refused.Add(1)
 	s.log.Debug().Stringer("client", addressOf(raw)).Int("code", reply.Code).Str("reason", reply.Text).Msg("session.refused")
 	_ = raw.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = raw.Write(appendReply(nil, reply))
+	if !kind.TLS {
+		_, _ = raw.Write(appendReply(nil, reply))
+	}
 	_ = raw.Close()
 }

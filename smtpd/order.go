@@ -20,13 +20,8 @@ var (
 
 // nextCommand answers commands until there is one for go-smtp, and gives that; nil where the session has ended.
 func (c *conn) nextCommand() []byte {
-	if c.phase == phaseGreeting {
-		if early, _ := peek(c.base); early {
-			c.out = nil
-			c.abort(replyOutOfStep)
-			return nil
-		}
-		c.phase = phaseCommand
+	if c.phase == phaseGreeting && !c.greet() {
+		return nil
 	}
 	for c.phase == phaseCommand {
 		line := c.readLine()
@@ -55,6 +50,22 @@ func (c *conn) nextCommand() []byte {
 		}
 	}
 	return nil
+}
+
+// greet lets the greeting go out, which is held: where TLS comes first, behind the handshake; else only where the client has waited
+// for it.
+func (c *conn) greet() bool {
+	if c.kind.TLS {
+		if !c.handshake() {
+			return false
+		}
+	} else if early, _ := peek(c.base); early {
+		c.out = nil
+		c.abort(replyOutOfStep)
+		return false
+	}
+	c.phase = phaseCommand
+	return true
 }
 
 // mayFollow says whether a client may send on behind this command without waiting for its reply (RFC 2920 §3.1).

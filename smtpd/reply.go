@@ -34,6 +34,7 @@ var (
 	replyDraining          = r(421, 432, "not taking mail now, try again later")
 	replyTooManySessions   = r(421, 432, "too many sessions, try again later")
 	replyTooManyFromClient = r(421, 470, "too many sessions from your address")
+	replyNotOurs           = r(554, 571, "no service for your address here")
 	replyTooManyErrors     = r(421, 470, "too many errors")
 	replyPanic             = r(421, 430, "local error, try again later")
 	replyGone              = r(421, 442, "you have closed the connection, the message was dropped")

@@ -72,10 +72,10 @@ func New(o Options) *Server {
 	return s
 }
 
-// Serve accepts sessions on l until ctx ends or the server is drained or closed, and closes l. Sessions go on after it has
+// Serve accepts sessions of a kind on l until ctx ends or the server is drained or closed, and closes l. Sessions go on after it has
 // returned: Drain or Close end them. The error is the listener's.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	wrapped := &listener{Listener: l, server: s}
+func (s *Server) Serve(ctx context.Context, l net.Listener, kind Kind) error {
+	wrapped := &listener{Listener: l, server: s, kind: kind}
 	if !s.sessions.addListener(wrapped) {
 		return l.Close()
 	}

@@ -114,9 +114,11 @@ func (g *rig) listen() net.Listener {
 	return l
 }
 
-func (g *rig) serve(l net.Listener) {
+func (g *rig) serve(l net.Listener) { g.serveKind(l, Kind{}) }
+
+func (g *rig) serveKind(l net.Listener, kind Kind) {
 	g.served.Go(func() {
-		if err := g.server.Serve(context.Background(), l); err != nil {
+		if err := g.server.Serve(context.Background(), l, kind); err != nil {
 			g.t.Errorf("Serve: %v", err)
 		}
 	})

@@ -100,10 +100,23 @@ func (s session) Rcpt(string, *smtp.RcptOptions) error {
 	return c.door(replyRcptOK, nil)
 }
 
+// accepts says whether the listener takes mail of this client for a recipient, and gives the path that it goes to.
+func (c *conn) accepts(path mail.Path) (mail.Path, *mail.Reply) {
+	switch c.kind.Purpose {
+	case MX:
+		return c.tx.rules.AcceptsOurs(path)
+	case Internal:
+		if !c.tx.trusted {
+			return path, replyNotOurs
+		}
+	}
+	return c.tx.rules.Accepts(c.client, path)
+}
+
 // recipient decides about one recipient: by the Ruleset, and by its next hop where that can be asked.
 func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	tx := c.tx
-	to, refused := tx.rules.Accepts(c.client, path)
+	to, refused := c.accepts(path)
 	if refused != nil {
 		return to, nextHop{}, refused
 	}

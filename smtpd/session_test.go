@@ -221,7 +221,7 @@ func TestInputBeforeTheGreetingIsRefused(t *testing.T) {
 
 func TestAnErrorOfOursIs451AndItsTextStaysInTheLog(t *testing.T) {
 	g := newRig(t, snapshot(), nil)
-	c := newConn(g.server, nopConn{}, g.rules.Load())
+	c := newConn(g.server, nopConn{}, Kind{}, g.rules.Load())
 	err := c.door(nil, fmt.Errorf("password is hunter2"))
 	if got := string(appendReply(nil, c.answer)); got != "451 4.3.0 local error, try again later\r\n" || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("on the wire: %q, to go-smtp: %v", got, err)
@@ -248,7 +248,7 @@ func TestOnlyOurOwnRepliesGoOut(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			for cut := range c.wrote {
-				conn := newConn(g.server, nopConn{}, g.rules.Load())
+				conn := newConn(g.server, nopConn{}, Kind{}, g.rules.Load())
 				conn.phase, conn.answer = phaseCommand, c.answer
 				for _, part := range []string{c.wrote[:cut], c.wrote[cut:]} {
 					if n, err := conn.Write([]byte(part)); n != len(part) || err != nil {

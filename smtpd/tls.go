@@ -29,6 +29,15 @@ func (c *conn) startTLS(rest string) *mail.Reply {
 	if c.phase == phaseEnded {
 		return nil
 	}
+	if c.handshake() {
+		// go-smtp keeps what it knows of the session before; it is reset by the EHLO that nextCommand wants first.
+		c.helo, c.esmtp, c.tx = "", false, nil
+	}
+	return nil
+}
+
+// handshake goes over to TLS. One that does not come off ends the session.
+func (c *conn) handshake() bool {
 	stream := tls.Server(c.base, c.server.tls)
 	ctx, cancel := context.WithTimeout(c.ctx, handshakeTime)
 	defer cancel()
@@ -38,12 +47,10 @@ func (c *conn) startTLS(rest string) *mail.Reply {
 		c.log.Debug().Err(err).Msg("session.tls_failed")
 		c.out = nil
 		c.phase = phaseEnded
-		return nil
+		return false
 	}
 	c.server.count.tlsStarted.Add(1)
 	state := stream.ConnectionState()
 	c.stream, c.tls = stream, &state
-	// go-smtp keeps what it knows of the session before; it is reset by the EHLO that nextCommand wants first.
-	c.helo, c.esmtp, c.tx = "", false, nil
-	return nil
+	return true
 }

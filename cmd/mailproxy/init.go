@@ -29,7 +29,9 @@ func initCommand() *cli.Command {
 			&cli.StringFlag{Name: "address", Usage: "where other nodes reach this one: `IP` or host name (default: the host's first)"},
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for what must not be lost", Value: d.StateDir},
 			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets", Value: d.RunDir},
-			&cli.StringSliceFlag{Name: "smtp-listen", Usage: "`HOST:PORT` to take mail on", Value: cli.NewStringSlice(d.SMTP.Listen...)},
+			&cli.StringSliceFlag{Name: "smtp-listen", Usage: "`HOST:PORT` to take mail from the Internet on", Value: cli.NewStringSlice(d.SMTP.Listen...)},
+			&cli.StringSliceFlag{Name: "internal-listen", Usage: "`HOST:PORT` to take mail from our networks on (default: \"" + defaultInternal +
+				"\"; with --smtp-listen alone, that takes both)"},
 			&cli.StringSliceFlag{Name: "web-listen", Usage: "`HOST:PORT` of /health and /metrics", Value: cli.NewStringSlice(d.Web.Listen...)},
 			&cli.StringSliceFlag{Name: "tunnel-listen", Usage: "`HOST:PORT` for the other nodes", Value: cli.NewStringSlice(d.Tunnel.Listen...)},
 			&cli.StringFlag{Name: "user", Usage: "`USER` that the daemon becomes", Value: d.User},
@@ -40,6 +42,9 @@ func initCommand() *cli.Command {
 		Action: initNode,
 	}
 }
+
+// defaultInternal is the port for mail from our networks, beside 25.
+const defaultInternal = ":26"
 
 func initNode(c *cli.Context) error {
 	if _, err := arguments(c, 0, 0); err != nil {
@@ -85,10 +90,14 @@ func localFromFlags(c *cli.Context) (*config.Local, error) {
 	l := &config.Local{
 		Name: c.String("name"), Address: c.String("address"), User: c.String("user"),
 		StateDir: c.String("state-dir"), RunDir: c.String("run-dir"), Services: c.StringSlice("services"),
-		SMTP:     config.Listen{Listen: c.StringSlice("smtp-listen")},
+		SMTP:     config.MailListen{Listen: c.StringSlice("smtp-listen")},
+		Internal: config.MailListen{Listen: c.StringSlice("internal-listen")},
 		Web:      config.Listen{Listen: c.StringSlice("web-listen")},
 		Tunnel:   config.Listen{Listen: c.StringSlice("tunnel-listen")},
 		Database: config.Database{DSN: c.String("dsn"), Bin: c.String("postgres-bin")},
+	}
+	if !c.IsSet("internal-listen") && !c.IsSet("smtp-listen") {
+		l.Internal.Listen = []string{defaultInternal}
 	}
 	if l.Name == "" {
 		l.Name = hostName()

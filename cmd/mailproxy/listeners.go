@@ -8,13 +8,21 @@ import (
 	"syscall"
 
 	"mailproxy/config"
+	"mailproxy/smtpd"
 	"mailproxy/web"
 )
 
 // listeners are the doors that are opened before anything else, while we may still be root.
 type listeners struct {
-	smtp, web []net.Listener
-	control   net.Listener
+	smtp    []mailListener
+	web     []net.Listener
+	control net.Listener
+}
+
+// A mailListener is one that takes mail, and what for.
+type mailListener struct {
+	net.Listener
+	kind smtpd.Kind
 }
 
 // openListeners opens all, or none.
@@ -30,7 +38,7 @@ func openListeners(ctx context.Context, l *config.Local) (*listeners, error) {
 
 func (o *listeners) open(ctx context.Context, l *config.Local) (err error) {
 	if l.Runs(config.ServiceSMTP) {
-		if o.smtp, err = listen(ctx, "smtp", l.SMTP.Listen); err != nil {
+		if err := o.openMail(ctx, l); err != nil {
 			return err
 		}
 	}
@@ -41,6 +49,33 @@ func (o *listeners) open(ctx context.Context, l *config.Local) (err error) {
 	}
 	o.control, err = web.ListenControl(l.ControlSocket())
 	return err
+}
+
+// openMail opens the listeners for mail. Where mail from our networks has its own, [smtp] is for the Internet alone.
+func (o *listeners) openMail(ctx context.Context, l *config.Local) error {
+	outside := smtpd.Any
+	if l.HasInternal() {
+		outside = smtpd.MX
+	}
+	for _, s := range []struct {
+		section string
+		listen  []string
+		kind    smtpd.Kind
+	}{
+		{"smtp", l.SMTP.Listen, smtpd.Kind{Purpose: outside}},
+		{"smtp", l.SMTP.TLSListen, smtpd.Kind{Purpose: outside, TLS: true}},
+		{"internal", l.Internal.Listen, smtpd.Kind{Purpose: smtpd.Internal}},
+		{"internal", l.Internal.TLSListen, smtpd.Kind{Purpose: smtpd.Internal, TLS: true}},
+	} {
+		opened, err := listen(ctx, s.section, s.listen)
+		for _, x := range opened {
+			o.smtp = append(o.smtp, mailListener{x, s.kind})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // listen opens TCP listeners; those that were opened before an error are given with it.
@@ -70,7 +105,10 @@ func listenError(section, address string, err error) error {
 }
 
 func (o *listeners) close() {
-	for _, l := range append(o.smtp, o.web...) {
+	for _, l := range o.smtp {
+		_ = l.Close()
+	}
+	for _, l := range o.web {
 		_ = l.Close()
 	}
 	if o.control != nil {

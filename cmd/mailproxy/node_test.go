@@ -304,7 +304,12 @@ type smtpSession struct {
 // dialSMTP connects and wants the greeting.
 func (n *testNode) dialSMTP() *smtpSession {
 	n.t.Helper()
-	conn, err := net.Dial("tcp", n.smtp)
+	return n.dialSMTPAt(n.smtp)
+}
+
+func (n *testNode) dialSMTPAt(address string) *smtpSession {
+	n.t.Helper()
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		n.t.Fatal(err)
 	}

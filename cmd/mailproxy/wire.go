@@ -251,7 +251,7 @@ const drainBound = 30 * time.Second
 func (d *daemon) serveSMTP(ctx context.Context) error {
 	g, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range d.doors.smtp {
-		g.Go(func() error { return d.smtpd.Serve(serveCtx, l) })
+		g.Go(func() error { return d.smtpd.Serve(serveCtx, l, l.kind) })
 	}
 	err := g.Wait() // nobody is accepted any more; the sessions go on
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
