@@ -21,10 +21,16 @@ type Values struct {
 	MaxLineLength int
 	// MaxRecipients bounds the forward-paths of one transaction.
 	MaxRecipients int
-	// MaxSessions bounds the SMTP sessions of one node.
-	MaxSessions int
-	// MaxSessionsPerAddress bounds the SMTP sessions from one client address (IPv6: one /64).
-	MaxSessionsPerAddress int
+	// Limits are for clients from the Internet.
+	Limits
+	// Internal are the limits for our own networks: their clients on a listener that takes mail from them.
+	Internal Limits
+	// MaxUnknown is how many refused recipients a session from the Internet may have before it is told nothing more; 0: no limit.
+	MaxUnknown int
+	// MaxUnknownPerHour is the same over all sessions of a client; 0: no limit.
+	MaxUnknownPerHour int
+	// MinRate is how fast a message must come on the average, in octets a second, beyond the idle time-out.
+	MinRate int
 	// MaxErrors is how many refused commands a session may have before it is ended.
 	MaxErrors int
 	// IdleTimeout ends a session in which the client sent nothing for so long.
@@ -45,6 +51,41 @@ type Values struct {
 	Tunnel TunnelKind
 	// JoinPassword lets a node join by root's password on the master.
 	JoinPassword bool
+}
+
+// Limits bound what the clients of one side may take of a node. A client is an IPv4 address, or one /64 of IPv6.
+type Limits struct {
+	// MaxSessions bounds the SMTP sessions of one node.
+	MaxSessions int
+	// MaxSessionsPerAddress bounds the SMTP sessions from one client.
+	MaxSessionsPerAddress int
+	// MaxSessionsPerNetwork bounds the SMTP sessions from one /24 of IPv4, or /64 of IPv6.
+	MaxSessionsPerNetwork int
+	// MaxConnectionsPerMinute bounds how often a client connects; 0: no limit, as with the next two.
+	MaxConnectionsPerMinute int
+	// MaxMessagesPerMinute bounds the transactions of a client.
+	MaxMessagesPerMinute int
+	// MaxRecipientsPerMinute bounds the recipients of a client.
+	MaxRecipientsPerMinute int
+}
+
+// limitSettings are the settings of one side's Limits.
+func limitSettings(prefix, from string, of func(*Values) *Limits, perAddress, perNetwork, connections string) []setting {
+	const most = 10_000_000 // a minute
+	return []setting{
+		{SettingInfo{prefix + "max_sessions", "2000", "most SMTP sessions of one node, from " + from},
+			count(func(v *Values) *int { return &of(v).MaxSessions }, 1, 100_000)},
+		{SettingInfo{prefix + "max_sessions_per_address", perAddress, "most SMTP sessions from one client address, or one /64 of IPv6, from " + from},
+			count(func(v *Values) *int { return &of(v).MaxSessionsPerAddress }, 1, 100_000)},
+		{SettingInfo{prefix + "max_sessions_per_network", perNetwork, "most SMTP sessions from one /24 of IPv4, or one /64 of IPv6, from " + from},
+			count(func(v *Values) *int { return &of(v).MaxSessionsPerNetwork }, 1, 100_000)},
+		{SettingInfo{prefix + "max_connections_per_minute", connections, "most connections of one client a minute, from " + from + "; 0: no limit"},
+			count(func(v *Values) *int { return &of(v).MaxConnectionsPerMinute }, 0, most)},
+		{SettingInfo{prefix + "max_messages_per_minute", "0", "most messages of one client a minute, from " + from + "; 0: no limit"},
+			count(func(v *Values) *int { return &of(v).MaxMessagesPerMinute }, 0, most)},
+		{SettingInfo{prefix + "max_recipients_per_minute", "0", "most recipients of one client a minute, from " + from + "; 0: no limit"},
+			count(func(v *Values) *int { return &of(v).MaxRecipientsPerMinute }, 0, most)},
+	}
 }
 
 // TunnelKind is what carries the SSH connections between nodes.
@@ -94,10 +135,12 @@ func settingTable() []setting {
 			count(func(v *Values) *int { return &v.MaxLineLength }, 998, maxLine)}, // RFC 5321 §4.5.3.1.6: at least 1000 with CRLF
 		{SettingInfo{"max_recipients", "1000", "most recipients of one message"},
 			count(func(v *Values) *int { return &v.MaxRecipients }, 100, 100_000)}, // RFC 5321 §4.5.3.1.8: at least 100
-		{SettingInfo{"max_sessions", "2000", "most SMTP sessions of one node"},
-			count(func(v *Values) *int { return &v.MaxSessions }, 1, 100_000)},
-		{SettingInfo{"max_sessions_per_address", "100", "most SMTP sessions from one client address, or one /64 of IPv6"},
-			count(func(v *Values) *int { return &v.MaxSessionsPerAddress }, 1, 100_000)},
+		{SettingInfo{"max_unknown_recipients", "10", "refused recipients after which a session from the Internet is told nothing more; 0: no limit"},
+			count(func(v *Values) *int { return &v.MaxUnknown }, 0, 100_000)},
+		{SettingInfo{"max_unknown_recipients_per_hour", "300", "refused recipients of one client an hour, from the Internet; 0: no limit"},
+			count(func(v *Values) *int { return &v.MaxUnknownPerHour }, 0, 1_000_000)},
+		{SettingInfo{"min_rate", "500", "octets a second that a message must come at on the average"},
+			count(func(v *Values) *int { return &v.MinRate }, 1, 1<<20)},
 		{SettingInfo{"max_errors", "20", "refused commands after which a session is ended"},
 			count(func(v *Values) *int { return &v.MaxErrors }, 1, 10_000)},
 		{SettingInfo{"idle_timeout", "5m", "how long a client may be silent"}, // RFC 5321 §4.5.3.2.7: at least 5 minutes
@@ -117,6 +160,8 @@ func settingTable() []setting {
 		{SettingInfo{"join_password", "yes", "let nodes join by root's password where mailproxy-pam.socket is enabled on the master"},
 			boolean(func(v *Values) *bool { return &v.JoinPassword })},
 	}
+	table = append(table, limitSettings("", "the Internet", func(v *Values) *Limits { return &v.Limits }, "100", "200", "6000")...)
+	table = append(table, limitSettings("internal_", "our networks", func(v *Values) *Limits { return &v.Internal }, "500", "2000", "0")...)
 	slices.SortFunc(table, func(a, b setting) int { return cmp.Compare(a.Name, b.Name) })
 	return table
 }

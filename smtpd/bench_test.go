@@ -23,7 +23,7 @@ func heldMemory() int64 {
 
 // idleSessions opens n sessions that have said EHLO, and gives what they take in octets, the clients' ends included.
 func idleSessions(t testing.TB, n int) int64 {
-	g := newRig(t, with(snapshot(), "max_sessions_per_address", "2000"), func(o *Options) { o.Log = zerolog.Nop() })
+	g := newRig(t, with(snapshot(), "max_sessions_per_address", "2000", "max_sessions_per_network", "2000"), func(o *Options) { o.Log = zerolog.Nop() })
 	before := heldMemory()
 	buf := make([]byte, 4096)
 	for range n {

@@ -44,10 +44,15 @@ type conn struct {
 	id     string
 	client netip.Addr
 	key    clientKey
+	side   side
 	opened time.Time
 	idle   time.Duration // of the settings at the session's start, as are the next two
 	expiry time.Time
 	faults int // refused commands that are left
+
+	unknown int  // recipients that were refused for good
+	harvest bool // too many of these: nothing more is told
+	blind   int  // recipients refused since
 
 	base   net.Conn             // the TCP connection
 	stream net.Conn             // base, or TLS over it
@@ -78,6 +83,9 @@ func newConn(s *Server, raw net.Conn, kind Kind, rules *filter.Ruleset) *conn {
 		expiry: now.Add(v.SessionTimeout), faults: v.MaxErrors, base: raw, stream: raw, ctx: s.killed,
 	}
 	c.key = keyOf(c.client)
+	if kind.Purpose != MX && rules.Trusted(c.client) {
+		c.side = inside
+	}
 	c.log = s.log.With().Str("session", c.id).Logger()
 	return c
 }
@@ -156,8 +164,9 @@ func (c *conn) put(reply *mail.Reply) {
 		return
 	}
 	c.out = appendReply(c.out, reply)
-	if reply.Code >= 400 && reply != replyTooManyRcpt { // a list that is too long is no error of its client's
+	if reply.Code >= 400 && reply != replyTooManyRcpt && reply != replyUnknownMany { // a list that is too long is no error of its client's
 		if c.faults--; c.faults < 0 {
+			c.server.limited(limitErrors, c.client)
 			c.end(replyTooManyErrors)
 			return
 		}
@@ -201,6 +210,9 @@ func (c *conn) abort(reply *mail.Reply) {
 		return
 	}
 	c.server.count.framing.Add(1)
+	if reply == replyTooSlow {
+		c.server.limited(limitSlow, c.client)
+	}
 	c.linger = true
 	c.end(reply)
 }
@@ -225,7 +237,7 @@ func (c *conn) Close() error {
 		}
 		_ = c.base.Close()
 		c.in.release()
-		c.server.sessions.remove(c, c.key)
+		c.server.sessions.remove(c)
 		c.log.Debug().Int64("took_ms", time.Since(c.opened).Milliseconds()).Msg("session.close")
 	})
 	return nil

@@ -2,8 +2,8 @@
 //
 // The walk of a session, all in one goroutine:
 //
-//  1. The listener, which is for mail from the Internet, from our networks, or both (Purpose), accepts, counts sessions in all and per
-//     address (421 where there are too many), and hands a conn to go-smtp.
+//  1. The listener, which is for mail from the Internet, from our networks, or both (Purpose), accepts, counts sessions and
+//     connections by its limits (limit.go; 421 where there are too many), and hands a conn to go-smtp.
 //  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax
 //     and order, answers what go-smtp must not see (STARTTLS, BDAT, bad order, bad parameters), and passes on a line of fixed
 //     text. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.
@@ -27,7 +27,8 @@
 //   - No octet from the network stands in a reply. Causes go to the log only.
 //   - 250 to the final dot means: the next hop's 2xx, or synced in the spool.
 //   - A client that is gone before our final dot to the next hop: the dot is never sent.
-//   - Everything is bounded: line, header, size, recipients, errors, sessions, silence, age, rate.
+//   - Everything is bounded: line, header, size, recipients, errors, unknown recipients, sessions, silence, age, rate. Clients from the
+//     Internet and from our networks have bounds of their own, so that neither takes the other's room.
 //
 // RFCs: 5321, 1870 (SIZE), 2034 (enhanced codes), 2920 (PIPELINING), 3207 (STARTTLS), 3461 (DSN), 3848 (with), 6152 (8BITMIME), 6531
 // (SMTPUTF8), 9422 (LIMITS).

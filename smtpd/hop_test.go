@@ -113,6 +113,17 @@ func (h *hop) cuts() int {
 	return h.cut
 }
 
+func (h *hop) rcpts() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, line := range h.told {
+		if strings.HasPrefix(line, "RCPT ") {
+			n++
+		}
+	}
+	return n
+}
+
 func (h *hop) serve(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReaderSize(c, 1<<20)

@@ -15,6 +15,8 @@ import (
 const (
 	smallInput = 4 << 10  // octets, while commands are read
 	bigInput   = 64 << 10 // octets, while a message is read
+
+	lineTime = time.Minute // for a command to come to its end, once it has begun
 )
 
 var (
@@ -114,7 +116,7 @@ func (c *conn) readLine() []byte {
 	if c.expiry.Before(deadline) {
 		deadline, late = c.expiry, replyTooOld
 	}
-	for seen := 0; ; {
+	for seen, begun := 0, false; ; {
 		b := c.in.bytes()
 		if noise(b[seen:]) {
 			c.hangUp()
@@ -134,7 +136,12 @@ func (c *conn) readLine() []byte {
 			c.abort(replyLineTooLong)
 			return nil
 		}
-		seen = len(b)
+		if seen = len(b); seen > 0 && !begun {
+			begun = true
+			if t := time.Now().Add(lineTime); t.Before(deadline) {
+				deadline, late = t, replyTooSlow
+			}
+		}
 		if !c.fill(deadline, late) {
 			return nil
 		}

@@ -79,7 +79,7 @@ func serveUntilKilled(point, dir, one, two string) {
 	fmt.Println(l.Addr())
 	fatal(New(Options{
 		Hostname: "mx.test", Rules: func() *filter.Ruleset { return rules }, Relay: client, Queue: q, TempDir: dir, Log: zerolog.Nop(),
-	}).Serve(context.Background(), l))
+	}).Serve(context.Background(), l, Kind{}))
 }
 
 // Killed between any two steps of a message to four recipients at two next hops, of which at delivery b is refused and a put off: the

@@ -87,18 +87,18 @@ func TestAMessageMustComeAtAMinimumRate(t *testing.T) {
 	now := time.Now()
 	c := &conn{idle: time.Minute, expiry: now.Add(time.Hour)}
 	in := func(d time.Time) time.Duration { return time.Until(d).Round(time.Second) }
-	if d, _ := c.bodyDeadline(now, 0); in(d) != time.Minute {
+	if d, _ := c.bodyDeadline(now, 0, 500); in(d) != time.Minute {
 		t.Errorf("at its start: %v", in(d))
 	}
 	// Two minutes gone, 10,000 octets: 20 s of credit at 500 a second, used up 40 s ago.
-	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 10_000); in(d) != -40*time.Second || late != replyTooSlow {
+	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 10_000, 500); in(d) != -40*time.Second || late != replyTooSlow {
 		t.Errorf("too slow: %v, %v", in(d), late)
 	}
-	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 1_000_000); in(d) != time.Minute || late != replyIdle {
+	if d, late := c.bodyDeadline(now.Add(-2*time.Minute), 1_000_000, 500); in(d) != time.Minute || late != replyIdle {
 		t.Errorf("fast enough: %v, %v", in(d), late)
 	}
 	c.expiry = now.Add(10 * time.Second)
-	if d, late := c.bodyDeadline(now, 0); in(d) != 10*time.Second || late != replyTooOld {
+	if d, late := c.bodyDeadline(now, 0, 500); in(d) != 10*time.Second || late != replyTooOld {
 		t.Errorf("an old session: %v, %v", in(d), late)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mailproxy/config"
 	"mailproxy/mail"
 )
 
@@ -76,6 +77,16 @@ func keyOf(a netip.Addr) clientKey {
 	return p
 }
 
+// networkOf is what clients are counted by beside that: one /24 of IPv4, or one /64 of IPv6.
+func networkOf(a netip.Addr) netip.Prefix {
+	bits := 24
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.WithZone("").Prefix(bits)
+	return p
+}
+
 func addressOf(raw net.Conn) netip.Addr {
 	if tcp, ok := raw.RemoteAddr().(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr().Unmap()
@@ -95,20 +106,39 @@ func (s *Server) admit(raw net.Conn, kind Kind) *conn {
 		s.refuse(raw, kind, replyNotOurs)
 		return nil
 	}
-	v := rules.Settings()
-	switch s.sessions.add(c, c.key, v.MaxSessions, v.MaxSessionsPerAddress) {
-	case refusedDraining:
-		s.refuse(raw, kind, replyDraining)
-	case refusedFull:
-		s.refuse(raw, kind, replyTooManySessions)
-	case refusedClient:
-		s.refuse(raw, kind, replyTooManyFromClient)
-	default:
-		s.count.sessions.Add(1)
-		s.log.Info().Str("session", c.id).Stringer("client", c.client).Stringer("listener", kind.Purpose).Msg("session.open")
-		return c
+	if reply := s.place(c, rules.Settings()); reply != nil {
+		s.refuse(raw, kind, reply)
+		return nil
 	}
-	return nil
+	s.count.sessions.Add(1)
+	s.log.Info().Str("session", c.id).Stringer("client", c.client).Stringer("listener", kind.Purpose).Msg("session.open")
+	return c
+}
+
+// place takes a session in by the limits of its side. The reply refuses.
+func (s *Server) place(c *conn, v config.Values) *mail.Reply {
+	bounds, now := limitsOf(&v, c.side), time.Now()
+	over, open := s.sessions.add(c, bounds)
+	switch {
+	case !open:
+		return replyDraining
+	case over < limitCount:
+	case !s.rates[c.side].take(c.key, rateConnections, bounds.MaxConnectionsPerMinute, time.Minute, now):
+		over = limitConnections
+	case s.rates[c.side].isSpent(c.key, rateUnknown, v.MaxUnknownPerHour, unknownTime, now):
+		over = limitUnknown
+	default:
+		return nil
+	}
+	s.sessions.remove(c)
+	s.limited(over, c.client)
+	return overReplies[over]
+}
+
+// overReplies are what a client hears that comes while a limit is met.
+var overReplies = map[limit]*mail.Reply{
+	limitSessions: replyTooManySessions, limitAddress: replyTooManyFromClient, limitNetwork: replyTooManyFromNetwork,
+	limitConnections: replyTooOften, limitUnknown: replyHarvest,
 }
 
 // refuse answers, where TLS need not come first, and closes. The socket is fresh, so the write has room and does not wait.

@@ -36,7 +36,7 @@ func (c *conn) readMessage() (*content, *mail.Reply, bool) {
 			}
 			return message, f.refused, true
 		}
-		if !c.fill(c.bodyDeadline(start, f.total)) {
+		if !c.fill(c.bodyDeadline(start, f.total, v.MinRate)) {
 			return message, nil, false
 		}
 	}
@@ -48,9 +48,9 @@ func noRoom(err error) *mail.Reply {
 
 // bodyDeadline is until when the next octets of a message must come, and what is said otherwise: the earliest of the idle
 // time-out, the minimum rate, and the session's age.
-func (c *conn) bodyDeadline(start time.Time, octets int64) (time.Time, *mail.Reply) {
+func (c *conn) bodyDeadline(start time.Time, octets int64, minRate int) (time.Time, *mail.Reply) {
 	deadline, late := time.Now().Add(c.idle), replyIdle
-	if t := start.Add(c.idle + time.Duration(octets/minRate)*time.Second); t.Before(deadline) {
+	if t := start.Add(c.idle + time.Duration(octets/int64(minRate))*time.Second); t.Before(deadline) {
 		deadline, late = t, replyTooSlow
 	}
 	if c.expiry.Before(deadline) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/emersion/go-smtp"
 	"github.com/rs/zerolog"
 
+	"mailproxy/config"
 	"mailproxy/filter"
 	"mailproxy/queue"
 	"mailproxy/relay"
@@ -45,6 +47,9 @@ type Server struct {
 	smtp  *smtp.Server
 	tls   *tls.Config
 	count counters
+
+	limits [limitCount]limitLog
+	rates  [sides]rates
 
 	killed context.Context // ended by Close: transactions before their dot are dropped
 	kill   context.CancelFunc
@@ -140,7 +145,7 @@ type registry struct {
 	mu        sync.Mutex
 	listeners map[*listener]struct{}
 	conns     map[*conn]struct{}
-	perClient map[clientKey]int
+	crowds    [sides]crowd
 	draining  atomic.Bool   // set under mu
 	paused    atomic.Bool   // set under mu
 	drained   chan struct{} // closed when draining and no session is left
@@ -166,47 +171,72 @@ func (r *registry) removeListener(l *listener) {
 	delete(r.listeners, l)
 }
 
-// admission says whether a session may begin.
-type admission uint8
+// A crowd counts the sessions of one side.
+type crowd struct {
+	all                   int
+	perClient, perNetwork map[netip.Prefix]int
+}
 
-const (
-	admitted admission = iota
-	refusedDraining
-	refusedFull
-	refusedClient
-)
+// full gives the limit that one more session would be over; limitCount where there is room.
+func (w *crowd) full(key clientKey, network netip.Prefix, v *config.Limits) limit {
+	switch {
+	case w.all >= v.MaxSessions:
+		return limitSessions
+	case w.perClient[key] >= v.MaxSessionsPerAddress:
+		return limitAddress
+	case w.perNetwork[network] >= v.MaxSessionsPerNetwork:
+		return limitNetwork
+	}
+	return limitCount
+}
 
-// add takes a session in where there is room for it.
-func (r *registry) add(c *conn, key clientKey, maxAll, maxClient int) admission {
+func (w *crowd) add(key clientKey, network netip.Prefix) {
+	if w.perClient == nil {
+		w.perClient, w.perNetwork = make(map[netip.Prefix]int), make(map[netip.Prefix]int)
+	}
+	w.all++
+	w.perClient[key]++
+	w.perNetwork[network]++
+}
+
+func (w *crowd) remove(key clientKey, network netip.Prefix) {
+	w.all--
+	if w.perClient[key]--; w.perClient[key] == 0 {
+		delete(w.perClient, key)
+	}
+	if w.perNetwork[network]--; w.perNetwork[network] == 0 {
+		delete(w.perNetwork, network)
+	}
+}
+
+// add takes a session in where there is room for it. Else it gives the limit that it would be over; while no session is taken it
+// gives false.
+func (r *registry) add(c *conn, v *config.Limits) (over limit, open bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case r.isDraining():
-		return refusedDraining
-	case len(r.conns) >= maxAll:
-		return refusedFull
-	case r.perClient[key] >= maxClient:
-		return refusedClient
+	if r.isDraining() {
+		return limitCount, false
+	}
+	w := &r.crowds[c.side]
+	if over := w.full(c.key, networkOf(c.client), v); over < limitCount {
+		return over, true
 	}
 	if r.conns == nil {
 		r.conns = make(map[*conn]struct{})
-		r.perClient = make(map[clientKey]int)
 	}
 	r.conns[c] = struct{}{}
-	r.perClient[key]++
-	return admitted
+	w.add(c.key, networkOf(c.client))
+	return limitCount, true
 }
 
-func (r *registry) remove(c *conn, key clientKey) {
+func (r *registry) remove(c *conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.conns[c]; !ok {
 		return
 	}
 	delete(r.conns, c)
-	if r.perClient[key]--; r.perClient[key] == 0 {
-		delete(r.perClient, key)
-	}
+	r.crowds[c.side].remove(c.key, networkOf(c.client))
 	r.tellEmptyLocked()
 }
 

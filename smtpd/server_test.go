@@ -154,8 +154,10 @@ func dialTo(t testing.TB, addr string) *peer {
 	}
 	t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(patience))
-	return &peer{t: t, Conn: c, r: bufio.NewReader(c)}
+	return newPeer(t, c)
 }
+
+func newPeer(t testing.TB, c net.Conn) *peer { return &peer{t: t, Conn: c, r: bufio.NewReader(c)} }
 
 // hello connects and says EHLO.
 func (g *rig) hello() *peer {

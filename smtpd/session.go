@@ -18,9 +18,6 @@ import (
 // ruleLimits is the rule of a verdict that refuses a message before it is looked at.
 const ruleLimits = "limits"
 
-// minRate is how fast a message must come on the average, in octets a second, beyond the idle time-out.
-const minRate = 500
-
 // A transaction is one MAIL to the end of its DATA. It keeps the Ruleset that was in force at MAIL.
 type transaction struct {
 	rules    *filter.Ruleset
@@ -66,8 +63,16 @@ func (s session) Mail(string, *smtp.MailOptions) error {
 		return c.door(replyInternal, nil)
 	}
 	v := rules.Settings()
-	if c.next.size > v.MaxMessageSize {
+	switch {
+	case c.harvest:
+		c.server.limited(limitUnknown, c.client)
+		c.end(replyHarvest)
+		return c.door(replyHarvest, nil)
+	case c.next.size > v.MaxMessageSize:
 		return c.door(replyTooBig, nil)
+	case !c.take(rateMessages, limitsOf(&v, c.side).MaxMessagesPerMinute):
+		c.server.limited(limitMessages, c.client)
+		return c.door(replyTooManyMessages, nil)
 	}
 	c.count++
 	now := time.Now()
@@ -84,12 +89,22 @@ func (s session) Mail(string, *smtp.MailOptions) error {
 // Rcpt takes a recipient, or passes on why not.
 func (s session) Rcpt(string, *smtp.RcptOptions) error {
 	c := s.conn
-	if len(c.tx.envelope.ForwardPaths) >= c.tx.settings.MaxRecipients {
+	v := &c.tx.settings
+	switch {
+	case len(c.tx.envelope.ForwardPaths) >= v.MaxRecipients:
 		return c.door(replyTooManyRcpt, nil)
+	case c.harvest:
+		return c.harvested(v)
+	case !c.take(rateRecipients, limitsOf(v, c.side).MaxRecipientsPerMinute):
+		c.server.limited(limitRecipients, c.client)
+		return c.door(replyTooManyRecipients, nil)
 	}
 	to, hop, refused := c.recipient(c.next.path)
 	if refused != nil {
 		c.server.count.recipientsRefused.Add(1)
+		if refused.Permanent() {
+			c.countUnknown(v)
+		}
 		c.log.Info().Stringer("client", c.client).Stringer("reverse_path", c.tx.envelope.ReversePath).
 			Stringer("forward_path", to).Int("code", refused.Code).Str("reason", refused.Text).AnErr("err", refused.Cause).
 			Msg("recipient.refused")

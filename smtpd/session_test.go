@@ -281,6 +281,9 @@ func TestAMessageTakenForgivesRefusals(t *testing.T) {
 	p.ask("FOO", "500")
 	p.want("421 4.7.0")
 	p.wantEnd()
+	if n := g.server.Stats().Limited["errors"]; n != 1 {
+		t.Errorf("counted %d, want 1", n)
+	}
 }
 
 type nopConn struct{ net.Conn }

@@ -33,6 +33,8 @@ type Stats struct {
 	Framing           uint64 `json:"framing"`    // sessions ended for what the client sent or for its silence
 	TLS               uint64 `json:"tls"`        // handshakes done
 	TLSFailed         uint64 `json:"tls_failed"` // handshakes not done
+
+	Limited map[string]uint64 `json:"limited"` // how often each limit was met, by its name
 }
 
 // Stats gives the numbers of this moment.
@@ -40,11 +42,16 @@ func (s *Server) Stats() Stats {
 	s.sessions.mu.Lock()
 	open := len(s.sessions.conns)
 	s.sessions.mu.Unlock()
+	limited := make(map[string]uint64, limitCount)
+	for l := range s.limits {
+		limited[limitNames[l]] = s.limits[l].count()
+	}
 	c := &s.count
 	return Stats{
 		Open: open, Sessions: c.sessions.Load(), Refused: c.refused.Load(), Messages: c.messages.Load(),
 		Delivered: c.delivered.Load(), Queued: c.queued.Load(), Rejected: c.rejected.Load(), Duplicates: c.duplicates.Load(),
 		RecipientsRefused: c.recipientsRefused.Load(),
 		Gone:              c.gone.Load(), Framing: c.framing.Load(), TLS: c.tlsStarted.Load(), TLSFailed: c.tlsFailed.Load(),
+		Limited: limited,
 	}
 }

@@ -473,7 +473,7 @@ func TestMetricsOfTheWholeDaemonAreNamedAsPrometheusWants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"mailproxy_build_info{", "mailproxy_queue_items 0", "mailproxy_smtp_sessions_total ", "mailproxy_config_serial 0"} {
+	for _, want := range []string{"mailproxy_build_info{", "mailproxy_queue_items 0", "mailproxy_smtp_sessions_total ", `mailproxy_smtp_limited_total{limit="unknown_recipients"} 0`, "mailproxy_config_serial 0"} {
 		if !strings.Contains(string(body), want) {
 			t.Errorf("no %s in\n%s", want, body)
 		}

@@ -52,6 +52,7 @@ func (d *daemon) configCollectors() []prometheus.Collector {
 type smtpCollector struct {
 	stats func() smtpd.Stats
 	rows  []smtpMetric
+	limit *prometheus.Desc
 }
 
 type smtpMetric struct {
@@ -64,7 +65,8 @@ func newSMTPCollector(stats func() smtpd.Stats) prometheus.Collector {
 	counter := func(name, help string, value func(smtpd.Stats) uint64) smtpMetric {
 		return smtpMetric{prometheus.NewDesc("mailproxy_smtp_"+name, help, nil, nil), prometheus.CounterValue, value}
 	}
-	return &smtpCollector{stats: stats, rows: []smtpMetric{
+	limit := prometheus.NewDesc("mailproxy_smtp_limited_total", "How often clients met a limit.", []string{"limit"}, nil)
+	return &smtpCollector{stats: stats, limit: limit, rows: []smtpMetric{
 		{prometheus.NewDesc("mailproxy_smtp_open_sessions", "Sessions of this moment.", nil, nil), prometheus.GaugeValue,
 			func(s smtpd.Stats) uint64 { return uint64(s.Open) }},
 		counter("sessions_total", "Sessions.", func(s smtpd.Stats) uint64 { return s.Sessions }),
@@ -86,6 +88,7 @@ func newSMTPCollector(stats func() smtpd.Stats) prometheus.Collector {
 
 // Describe is part of prometheus.Collector.
 func (c *smtpCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.limit
 	for _, r := range c.rows {
 		ch <- r.desc
 	}
@@ -94,6 +97,9 @@ func (c *smtpCollector) Describe(ch chan<- *prometheus.Desc) {
 // Collect is part of prometheus.Collector.
 func (c *smtpCollector) Collect(ch chan<- prometheus.Metric) {
 	stats := c.stats()
+	for name, n := range stats.Limited {
+		ch <- prometheus.MustNewConstMetric(c.limit, prometheus.CounterValue, float64(n), name)
+	}
 	for _, r := range c.rows {
 		ch <- prometheus.MustNewConstMetric(r.desc, r.kind, float64(r.value(stats)))
 	}

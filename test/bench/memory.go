@@ -26,6 +26,9 @@ func measureMemory(ctx context.Context, b *bench) error {
 	if err := n.relays(ctx, liveDomain, sinkAddr); err != nil {
 		return err
 	}
+	if _, err := n.mailproxy(ctx, "setting", "set", "max_sessions_per_network", strconv.Itoa(2*idleSessions)); err != nil {
+		return err
+	}
 	if _, err := n.mailproxy(ctx, "setting", "set", "max_sessions_per_address", strconv.Itoa(2*idleSessions)); err != nil {
 		return err
 	}
