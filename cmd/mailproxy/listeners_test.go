@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,7 +27,19 @@ func TestANodeHasListenersForTheInternetAndForItsNetworks(t *testing.T) {
 	n.waitHealthy()
 	n.must("domain", "add", "example.test", "--to", freePort(t))
 	n.must("network", "add", "127.0.0.0/8")
-	eventually(t, func() error { return n.tryMail("to@example.test") }) // its networks are known by now
+	eventually(t, func() error { return n.tryMail("to@example.test") })
+	eventually(t, func() error { // until its networks are known it sends everyone away
+		c, err := net.Dial("tcp", internal)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err == nil && !strings.HasPrefix(line, "220 ") {
+			err = errors.New(line)
+		}
+		return err
+	})
 	for _, c := range []struct{ address, want string }{{n.smtp, "554 5.7.1 relay access denied"}, {internal, "250 "}} {
 		s := n.dialSMTPAt(c.address)
 		s.want("EHLO client.test", "250 ")
