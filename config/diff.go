@@ -28,14 +28,15 @@ func (d Difference) String() string {
 	return fmt.Sprintf("~ %s: %s -> %s", d.Object, d.Old, d.New)
 }
 
-// Diff says what an administrator would have to change in a to get b: settings, networks, transports, domains, in that order,
+// Diff says what an administrator would have to change in a to get b: settings, networks, transports, domains, their recipients, in that order,
 // each by name.
 func Diff(a, b *Snapshot) []Difference {
 	var all []Difference
 	all = append(all, diff(a.Settings, b.Settings, describeSetting)...)
 	all = append(all, diff(a.Networks, b.Networks, describeNetwork)...)
 	all = append(all, diff(a.Transports, b.Transports, describeTransport)...)
-	return append(all, diff(a.Domains, b.Domains, describeDomain)...)
+	all = append(all, diff(a.Domains, b.Domains, describeDomain)...)
+	return append(all, diffRecipients(a.Recipients, b.Recipients)...)
 }
 
 // diff compares two lists by their objects' names.

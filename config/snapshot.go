@@ -16,6 +16,8 @@ type Snapshot struct {
 	Networks   []Network   `json:"networks,omitempty"`   // by prefix
 	Transports []Transport `json:"transports,omitempty"` // by name
 	Domains    []Domain    `json:"domains,omitempty"`    // by name
+
+	Recipients []RecipientList `json:"recipients,omitempty"` // by domain
 }
 
 // A Node is a member of the cluster, one row of config.node.

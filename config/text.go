@@ -23,6 +23,7 @@ type Parts struct {
 	Networks   []Network
 	Transports []Transport
 	Domains    []Domain
+	Recipients []RecipientList
 	// lines says where an object ("domain example.test") stands in the text.
 	lines map[string]int
 }
@@ -57,6 +58,7 @@ func (p *Parts) Locate(err error) error {
 func (s *Snapshot) With(p *Parts) *Snapshot {
 	n := *s
 	n.Settings, n.Networks, n.Transports, n.Domains = p.Settings, p.Networks, p.Transports, p.Domains
+	n.Recipients = p.Recipients
 	return &n
 }
 
@@ -84,6 +86,8 @@ type textDomain struct {
 	Transport string   `toml:"transport"`
 	Hosts     []string `toml:"hosts"`
 	Comment   string   `toml:"comment"`
+
+	Recipients []string `toml:"recipients"`
 }
 
 // ParseText reads what Text gives: TOML with [settings], [[network]], [[transport]] and [[domain]]. Names, hosts and networks
@@ -229,7 +233,22 @@ func (r *textReader) domain(i int, d textDomain) {
 	hosts := r.hosts("domain "+name, line, d.Hosts)
 	if r.named("domain "+name, line) {
 		r.parts.Domains = append(r.parts.Domains, Domain{Name: name, Transport: d.Transport, Hosts: hosts, Comment: d.Comment})
+		r.recipients(name, line, d.Recipients)
 	}
+}
+
+// recipients reads local parts, as they are without quoting.
+func (r *textReader) recipients(domain string, line int, given []string) {
+	if len(given) == 0 {
+		return
+	}
+	locals := make([]string, len(given))
+	for i, x := range given {
+		locals[i] = strings.ToLower(x)
+	}
+	slices.Sort(locals)
+	r.parts.lines[recipientsObject(domain)] = line
+	r.parts.Recipients = append(r.parts.Recipients, RecipientList{Domain: domain, Locals: slices.Compact(locals)})
 }
 
 func (r *textReader) hosts(object string, line int, given []string) []string {
@@ -250,6 +269,7 @@ func (p *Parts) sort() {
 	slices.SortFunc(p.Networks, func(a, b Network) int { return ComparePrefix(a.Prefix, b.Prefix) })
 	slices.SortFunc(p.Transports, func(a, b Transport) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(p.Domains, func(a, b Domain) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(p.Recipients, func(a, b RecipientList) int { return cmp.Compare(a.Domain, b.Domain) })
 }
 
 // ParseNetwork reads a network (10.0.0.0/8, 2001:db8::/32) or a single address, which is a network of one host.
@@ -308,8 +328,21 @@ func (s *Snapshot) Text() []byte {
 		writeString(&b, "transport", x.Transport)
 		writeList(&b, "hosts", x.Hosts)
 		writeString(&b, "comment", x.Comment)
+		writeLines(&b, "recipients", RecipientsOf(s.Recipients, x.Name))
 	}
 	return b.Bytes()
+}
+
+// writeLines writes a list that may be long, one a line.
+func writeLines(b *bytes.Buffer, key string, values []string) {
+	if len(values) == 0 {
+		return
+	}
+	b.WriteString(key + " = [\n")
+	for _, v := range values {
+		b.WriteString("  " + quote(v) + ",\n")
+	}
+	b.WriteString("]\n")
 }
 
 func writeString(b *bytes.Buffer, key, value string) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,6 +39,7 @@ transport = "smart"
 [[domain]]
 name = "a.test"
 hosts = ["10.0.0.1"]
+recipients = ["Sales", "info"]
 `
 
 func TestParseText(t *testing.T) {
@@ -50,6 +52,7 @@ func TestParseText(t *testing.T) {
 		Networks:   []Network{{netip.MustParsePrefix("10.0.0.0/8"), "office # not a comment"}},
 		Transports: []Transport{{"smart", []string{"[2001:db8::1]:25", "mail.example:587"}, TLSVerify}},
 		Domains:    []Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25"}}, {Name: "example.test", Transport: "smart"}},
+		Recipients: []RecipientList{{"a.test", []string{"info", "sales"}}},
 	}
 	if diff := cmp.Diff(want, got, compareParts); diff != "" {
 		t.Error(diff)
@@ -87,6 +90,10 @@ tls = "verify"
 [[domain]]
 name = "a.test"
 hosts = ["10.0.0.1:25"]
+recipients = [
+  "info",
+  "sales",
+]
 
 [[domain]]
 name = "example.test"
@@ -167,6 +174,13 @@ func drawParts(t *rapid.T) *Parts {
 				Transport: rapid.StringMatching(`[a-z]{0,3}`).Draw(t, "transport"), Comment: text.Draw(t, "comment")}
 		}), func(d Domain) string { return d.Name }).Draw(t, "domains"),
 	}
+	for _, d := range p.Domains {
+		local := rapid.Custom(func(t *rapid.T) string { return strings.ToLower(text.Draw(t, "local")) })
+		if locals := rapid.SliceOfNDistinct(local, 0, 4, rapid.ID[string]).Draw(t, "locals"); len(locals) > 0 {
+			slices.Sort(locals)
+			p.Recipients = append(p.Recipients, RecipientList{d.Name, locals})
+		}
+	}
 	p.sort()
 	return p
 }
@@ -202,13 +216,16 @@ func TestDiff(t *testing.T) {
 	b.Transports = b.Transports[:1]
 	b.Networks = append(b.Networks, prefix("192.0.2.0/24"))
 	b.Domains = b.Domains[:1]
+	a.Recipients = []RecipientList{{"a.test", []string{"a", "b", "c"}}, {"b.test", []string{"*"}}, {"d.test", []string{"x"}}}
+	b.Recipients = []RecipientList{{"a.test", []string{"b", "d", "e", "f"}}, {"c.test", []string{"a", "b"}}, {"d.test", []string{"x"}}}
 	var got []string
 	for _, d := range Diff(a, b) {
 		got = append(got, d.String())
 	}
 	want := []string{`+ setting max_errors: ""`, "- setting outbound_transport: smart", "+ network 192.0.2.0/24: no comment",
 		"- transport mx: to MX", `~ domain a.test: to 10.0.0.1:25 [::1]:25, comment "first" -> to 10.0.0.2:25, comment "first"`,
-		"- domain b.test: transport mx"}
+		"- domain b.test: transport mx", "~ recipients a.test: 3 addresses -> 4 addresses, 3 added, 2 removed",
+		"- recipients b.test: 1 address", "+ recipients c.test: 2 addresses"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -38,6 +38,15 @@ func Validate(s *Snapshot) error {
 			c.add("domain "+s.Domains[i].Name, "%v", err)
 		}
 	}
+	for i := range s.Recipients {
+		r := &s.Recipients[i]
+		if err := checkRecipients(r, s.Domains); err != nil {
+			c.add(recipientsObject(r.Domain), "%v", err)
+		}
+		if i > 0 && s.Recipients[i-1].Domain >= r.Domain {
+			c.add(recipientsObject(r.Domain), "stands there twice, or not in order")
+		}
+	}
 	return c.err()
 }
 

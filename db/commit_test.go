@@ -156,6 +156,24 @@ func TestLoadPatchesWhatItHas(t *testing.T) {
 			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, config.Domain{Name: "a.test", Transport: "again"}),
 				tx.PutDomain(ctx, config.Domain{Name: "q.test"}), tx.DeleteDomain(ctx, "q.test"), tx.PutSetting(ctx, config.Setting{Name: "s"}))
 		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.PutRecipients(ctx, "m.test", []string{"b", "d", "*"}), tx.PutRecipients(ctx, "a.test", []string{"x"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.SetRecipients(ctx, "m.test", []string{"a", "c", "d", "\"e f"}), tx.PutRecipients(ctx, "z.test", []string{"a", "ä"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.DeleteRecipients(ctx, "m.test", []string{"c", "nobody"}),
+				tx.DeleteRecipients(ctx, "z.test", []string{"a"}), tx.PutRecipients(ctx, "z.test", []string{"a"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			many := make([]string, 6000) // more than are patched
+			for i := range many {
+				many[i] = fmt.Sprint("r", i)
+			}
+			return tx.SetRecipients(ctx, "m.test", many)
+		},
+		func(ctx context.Context, tx *db.Tx) error { return tx.SetRecipients(ctx, "z.test", nil) },
 	} {
 		commit(t, d, edit)
 		patched, err := d.Load(t.Context())

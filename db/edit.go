@@ -19,9 +19,12 @@ func (t *Tx) PutDomain(ctx context.Context, v config.Domain) error {
 		v.Name, v.Transport, list(v.Hosts), v.Comment)
 }
 
-// DeleteDomain deletes a domain.
+// DeleteDomain deletes a domain and its list of recipients.
 func (t *Tx) DeleteDomain(ctx context.Context, name string) error {
-	return t.remove(ctx, "domain "+name, "DELETE FROM config.domain WHERE name = $1", name)
+	if err := t.remove(ctx, "domain "+name, "DELETE FROM config.domain WHERE name = $1", name); err != nil {
+		return err
+	}
+	return t.SetRecipients(ctx, name, nil)
 }
 
 // PutTransport makes or replaces a transport.

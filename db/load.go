@@ -103,7 +103,8 @@ func touchedSince(ctx context.Context, q querier, from, to State) (map[string]in
 // manyDomains is where reading all domains is no slower than patching the list.
 const manyDomains = 5000
 
-// refresh reads the tables that were touched; all where touched is nil. Of the domains, which may be many, it reads only those.
+// refresh reads the tables that were touched; all where touched is nil. Of the domains and recipients, which may
+// be many, it reads only those rows.
 func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[string]int, base *loaded) error {
 	for _, t := range []struct {
 		name string
@@ -125,6 +126,15 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 			}
 			var err error
 			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial, s.Position.Serial)
+			return err
+		}},
+		{"recipient", func() error {
+			var err error
+			if touched == nil || touched["recipient"] > manyDomains {
+				s.Recipients, err = readRecipients(ctx, q)
+				return err
+			}
+			s.Recipients, err = patchRecipients(ctx, q, s.Recipients, base.state.Position.Serial, s.Position.Serial)
 			return err
 		}},
 	} {

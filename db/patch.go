@@ -16,13 +16,14 @@ import (
 
 // Patched says whether Patch knows the rows of a table: those that an administrator writes, not the cluster's own.
 func Patched(table string) bool {
-	return slices.Contains([]string{"setting", "network", "transport", "domain"}, table)
+	return slices.Contains([]string{"setting", "network", "transport", "domain", "recipient"}, table)
 }
 
 // Patch gives the configuration in which each changed object is what image says of its change: a row as history and journal hold it, or
 // nothing. Of several changes of one object the last counts. Tables that it does not know stay as they are.
 func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMessage) (*config.Snapshot, error) {
 	settings, networks := byKey(s.Settings, settingKey), byKey(s.Networks, networkKey)
+	recipients := recipientSets{}
 	transports, domains := byKey(s.Transports, transportKey), byKey(s.Domains, domainKey)
 	for _, c := range changes {
 		var err error
@@ -33,6 +34,8 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 			err = put(networks, networkKey, c.Key, image(c), networkOf)
 		case "transport":
 			err = put(transports, transportKey, c.Key, image(c), transportOf)
+		case "recipient":
+			err = recipients.put(c.Key, image(c))
 		case "domain":
 			err = put(domains, domainKey, c.Key, image(c), domainOf)
 		}
@@ -45,6 +48,7 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 		Networks:   slices.SortedFunc(maps.Values(networks), func(a, b config.Network) int { return config.ComparePrefix(a.Prefix, b.Prefix) }),
 		Transports: slices.SortedFunc(maps.Values(transports), func(a, b config.Transport) int { return cmp.Compare(a.Name, b.Name) }),
 		Domains:    slices.SortedFunc(maps.Values(domains), func(a, b config.Domain) int { return cmp.Compare(a.Name, b.Name) }),
+		Recipients: recipients.over(s.Recipients),
 	}), nil
 }
 

@@ -42,11 +42,15 @@ func TestUndoGivesWhatWasAfterACommit(t *testing.T) {
 				tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"192.0.2.9:25"}, TLS: config.TLSMay}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
-			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, domain("b.test", "second")))
+			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, domain("b.test", "second")),
+				tx.PutRecipients(ctx, "b.test", []string{"two", "one"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.SetRecipients(ctx, "b.test", []string{"one", "three"}), tx.PutRecipients(ctx, "c.test", []string{"*"}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.PutDomain(ctx, domain("a.test", "again")), tx.DeleteSetting(ctx, "max_errors"),
-				tx.DeleteNetwork(ctx, netip.MustParsePrefix("10.0.0.0/8")), tx.DeleteTransport(ctx, "t"))
+				tx.DeleteNetwork(ctx, netip.MustParsePrefix("10.0.0.0/8")), tx.DeleteTransport(ctx, "t"), tx.DeleteDomain(ctx, "b.test"))
 		},
 	} {
 		serial, was := edit(f)

@@ -20,6 +20,7 @@ type Ruleset struct {
 	transports map[string]config.Transport
 	outbound   config.Transport
 	networks   networks
+	recipients []config.RecipientList
 }
 
 // Compile makes a Ruleset. The error joins a *CompileError for each object that is wrong. It looks at every domain once and
@@ -44,6 +45,10 @@ func Compile(s *config.Snapshot) (*Ruleset, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, r.compileDomains(s.Domains)...)
+	r.recipients = s.Recipients
+	if !slices.IsSortedFunc(s.Recipients, func(a, b config.RecipientList) int { return cmp.Compare(a.Domain, b.Domain) }) {
+		errs = append(errs, &CompileError{"recipients", "are not in order"})
+	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
@@ -155,6 +160,26 @@ func (r *Ruleset) Route(to mail.Path) (config.Transport, *mail.Reply) {
 func (r *Ruleset) Transport(name string) (config.Transport, bool) {
 	t, ok := r.transports[name]
 	return t, ok
+}
+
+// Listed says whether the domain of to has a list of its recipients, and whether to is on it, written in any case, and as local or
+// local+tag. Where it has a list its next hop need not be asked.
+func (r *Ruleset) Listed(to mail.Path) (listed, known bool) {
+	if len(r.recipients) == 0 {
+		return false, false
+	}
+	d := r.domain(to.Domain)
+	if d == nil {
+		return false, false
+	}
+	locals := config.RecipientsOf(r.recipients, d.Name)
+	if len(locals) == 0 {
+		return false, false
+	}
+	local := strings.ToLower(to.Local)
+	base, _, _ := strings.Cut(local, "+")
+	has := func(x string) bool { _, ok := slices.BinarySearch(locals, x); return ok }
+	return true, has(local) || has(base) || has(config.Everyone)
 }
 
 // domain finds one of our domains, U-labels by their A-labels; nil where it is not ours.

@@ -20,8 +20,8 @@ const (
 
 // Ask asks the next hop about one recipient, with MAIL, RCPT and RSET, and gives its answer to RCPT, or to MAIL where that was
 // refused. 421 comes as 451. Answers 2xx are believed for 5 minutes whoever the sender is (another sender may still be refused at
-// delivery), answers 5xx for 1 minute for the same sender only; 4xx are not kept. Who asks what is being asked already waits
-// for that answer. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's. A host that gave
+// delivery), answers 5xx for 1 minute: for any sender where they say that there is no such recipient, else for the same one only; 4xx
+// are not kept. Who asks about a recipient that is being asked about already waits for that answer first. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's. A host that gave
 // none is left alone for 10 seconds: the next recipient does not wait for it again.
 func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, to mail.Path) (*mail.Reply, error) {
 	key := question{to: to, tls: t.TLS, reverse: e.ReversePath, utf8: e.SMTPUTF8}
@@ -30,8 +30,8 @@ func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *
 	} else {
 		key.way = "mx " + domain
 	}
-	for {
-		reply, f := c.answers.get(key, time.Now())
+	for shared := key.anySender(); ; shared = key {
+		reply, f := c.answers.get(key, shared, time.Now())
 		if reply != nil {
 			return reply, nil
 		}
@@ -43,10 +43,10 @@ func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if f.reply != nil || isOutOfReach(f.err) {
+		if isOutOfReach(f.err) || f.reply != nil && (f.by == key || isForAnyone(f.reply)) {
 			return f.reply, f.err
 		}
-		// The one who asked went away; that is no answer to us.
+		// The one who asked went away, or was answered for what it is; that is no answer to us.
 	}
 }
 
@@ -74,13 +74,25 @@ func (c *Client) askNow(ctx context.Context, t config.Transport, domain string, 
 
 var errAskTimeout = errors.New("no answer to RCPT in time")
 
-// A question is what an answer is kept under. In the key of a positive answer reverse and utf8 are zero.
+// A question is what an answer is kept under. The key of one that is for anyone says so in reverse and utf8.
 type question struct {
 	way     string
 	tls     config.TLS
 	to      mail.Path
 	reverse mail.Path
 	utf8    bool
+}
+
+// isForAnyone says whether an answer holds whoever the sender is: yes, or that there is no such recipient (RFC 3463 §3.2, §3.3).
+func isForAnyone(reply *mail.Reply) bool {
+	if !reply.Permanent() {
+		return reply.Positive()
+	}
+	switch reply.Enhanced {
+	case [3]int{5, 1, 1}, [3]int{5, 1, 2}, [3]int{5, 1, 3}, [3]int{5, 1, 6}, [3]int{5, 1, 10}, [3]int{5, 2, 1}:
+		return true
+	}
+	return false
 }
 
 func (q question) anySender() question {
@@ -90,9 +102,10 @@ func (q question) anySender() question {
 
 // A flight is a question being asked. reply and err may be read once done is closed.
 type flight struct {
-	done  chan struct{}
-	reply *mail.Reply
-	err   error
+	by, shared question // what is asked, and what others find it under
+	done       chan struct{}
+	reply      *mail.Reply
+	err        error
 }
 
 // ticket is a flight and whether the holder is the one to ask.
@@ -114,8 +127,9 @@ type answerCache struct {
 	flights    map[question]*flight
 }
 
-// get gives a kept answer, or else the flight to wait for or to make.
-func (c *answerCache) get(key question, now time.Time) (*mail.Reply, ticket) {
+// get gives a kept answer, or else the flight to wait for or to make, which is shared under a key: that of the question, or that of
+// any sender.
+func (c *answerCache) get(key, shared question, now time.Time) (*mail.Reply, ticket) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range [...]question{key.anySender(), key} {
@@ -127,14 +141,14 @@ func (c *answerCache) get(key question, now time.Time) (*mail.Reply, ticket) {
 			return a.reply, ticket{}
 		}
 	}
-	if f := c.flights[key]; f != nil {
+	if f := c.flights[shared]; f != nil {
 		return nil, ticket{flight: f}
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{by: key, shared: shared, done: make(chan struct{})}
 	if c.flights == nil {
 		c.flights = make(map[question]*flight)
 	}
-	c.flights[key] = f
+	c.flights[shared] = f
 	return nil, ticket{flight: f, mine: true}
 }
 
@@ -143,13 +157,15 @@ func (c *answerCache) finish(key question, f *flight, reply *mail.Reply, err err
 	f.reply, f.err = reply, err
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.flights, key)
+	delete(c.flights, f.shared)
 	close(f.done)
 	switch {
 	case reply == nil || reply.Temporary():
 		return
 	case reply.Positive():
 		c.keepLocked(key.anySender(), answer{reply, now.Add(positiveTTL)})
+	case isForAnyone(reply):
+		c.keepLocked(key.anySender(), answer{reply, now.Add(negativeTTL)})
 	default:
 		c.keepLocked(key, answer{reply, now.Add(negativeTTL)})
 	}

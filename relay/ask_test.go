@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,22 +44,73 @@ func TestAskThenDeliverOnTheSameConnection(t *testing.T) {
 }
 
 func TestAskWithoutPipelining(t *testing.T) {
-	s := newScript(t, helloPlain+"C: MAIL FROM:<from@a.test>\nS: 250 ok\nC: RCPT TO:<x@b.test>\nS: 550 5.1.1 no\nC: RSET\nS: 250 ok\n"+
+	s := newScript(t, helloPlain+"C: MAIL FROM:<from@a.test>\nS: 250 ok\nC: RCPT TO:<x@b.test>\nS: 550 5.7.1 no\nC: RSET\nS: 250 ok\n"+
 		"C: MAIL FROM:<evil@a.test>\nS: 550 5.7.1 not you")
 	c := testClient(t, nil)
-	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.7.1 no")
 	ask(t, c, s, "evil@a.test", "x@b.test", "550 5.7.1 not you")
 }
 
 func TestAskNegativeAnswersAreForTheSameSenderAndTemporaryOnesNotKept(t *testing.T) {
-	s := newScript(t, hello+asked+"S: 250 ok\nS: 550 5.1.1 no\nS: 250 reset\n"+
+	s := newScript(t, hello+asked+"S: 250 ok\nS: 550 5.7.1 no\nS: 250 reset\n"+
 		"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 450 4.2.0 grey\nS: 250 reset\n"+
 		"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 250 ok\nS: 250 reset\n")
 	c := testClient(t, nil)
-	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
-	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.7.1 no")
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.7.1 no")
 	ask(t, c, s, "other@a.test", "x@b.test", "450 4.2.0 grey")
 	ask(t, c, s, "other@a.test", "x@b.test", "250 ok")
+}
+
+func TestAskIsTheSameForEachSenderWhereThereIsNoSuchRecipient(t *testing.T) {
+	s := newScript(t, hello+asked+"S: 250 ok\nS: 550 5.1.1 no\nS: 250 reset\n")
+	c := testClient(t, nil)
+	ask(t, c, s, "from@a.test", "x@b.test", "550 5.1.1 no")
+	ask(t, c, s, "other@a.test", "x@b.test", "550 5.1.1 no")
+}
+
+// They wait for the first answer; where it is not for them each asks for itself.
+func TestAskIsSingleFlightOverSenders(t *testing.T) {
+	for _, tt := range []struct {
+		first, then string
+		dialogs     []string
+	}{
+		{"550 5.1.1 no", "550 5.1.1 no", nil},
+		{"250 2.1.5 ok", "250 2.1.5 ok", nil},
+		{"550 5.7.1 no", "250 2.1.5 ok", []string{"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset"}},
+		{"450 4.2.0 grey", "250 2.1.5 ok", []string{"C: MAIL FROM:<other@a.test>\nC: RCPT TO:<x@b.test>\nC: RSET\nS: 250 ok\nS: 250 2.1.5 ok\nS: 250 reset"}},
+	} {
+		t.Run(tt.first, func(t *testing.T) {
+			s := newScript(t, hello+asked+"wait\nS: 250 ok\nS: "+tt.first+"\nS: 250 reset\n"+strings.Join(tt.dialogs, ""))
+			c := testClient(t, nil)
+			var wg sync.WaitGroup
+			wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", tt.first) })
+			waitFor(t, "the first one asks", func() bool { return strings.HasSuffix(s.bytes(1), "RSET\r\n") })
+			for range 5 {
+				wg.Go(func() { ask(t, c, s, "other@a.test", "x@b.test", tt.then) })
+			}
+			for range 2 {
+				wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", tt.first) })
+			}
+			waitFor(t, "the others wait", func() bool { return waitingAsks() == 7 })
+			s.goOn <- struct{}{}
+			wg.Wait()
+			if n := s.connections(); n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
+// waitingAsks counts the goroutines that wait for another's answer.
+func waitingAsks() (n int) {
+	stacks := make([]byte, 1<<20)
+	for g := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+		if head, rest, _ := strings.Cut(g, "\n"); strings.Contains(head, "[select") && strings.HasPrefix(rest, "mailproxy/relay.(*Client).Ask(") {
+			n++
+		}
+	}
+	return n
 }
 
 func TestAskOutOfReach(t *testing.T) {
@@ -201,11 +253,11 @@ func TestAnswersAreForgotten(t *testing.T) {
 		return question{way: "w", to: mail.Path{Local: strconv.Itoa(i), Domain: "b.test"}, reverse: path("a@b.test")}
 	}
 	keep := func(i, code int) {
-		_, ticket := c.get(q(i), now)
+		_, ticket := c.get(q(i), q(i), now)
 		c.finish(q(i), ticket.flight, &mail.Reply{Code: code}, nil, now)
 	}
 	has := func(i int, at time.Time) bool {
-		r, ticket := c.get(q(i), at)
+		r, ticket := c.get(q(i), q(i), at)
 		if r == nil {
 			c.finish(q(i), ticket.flight, nil, errStop, at)
 		}

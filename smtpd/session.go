@@ -128,7 +128,9 @@ func (c *conn) accepts(path mail.Path) (mail.Path, *mail.Reply) {
 	return c.tx.rules.Accepts(c.client, path)
 }
 
-// recipient decides about one recipient: by the Ruleset, and by its next hop where that can be asked.
+var replyNoSuchUser = r(550, 511, "no such recipient here")
+
+// recipient decides about one recipient: by the Ruleset, and by its domain's list of recipients or its next hop, where that can be asked.
 func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	tx := c.tx
 	to, refused := c.accepts(path)
@@ -141,6 +143,12 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	}
 	hop := nextHop{transport: transport, domain: config.ASCIIDomain(to.Domain), ours: tx.rules.Ours(to), postmaster: path.IsPostmaster()}
 	if !hop.ours || hop.postmaster {
+		return to, hop, nil
+	}
+	if listed, known := tx.rules.Listed(to); listed {
+		if !known {
+			return to, hop, replyNoSuchUser
+		}
 		return to, hop, nil
 	}
 	reply, err := c.server.o.Relay.Ask(c.ctx, transport, hop.domain, &tx.envelope, to)

@@ -76,7 +76,10 @@ func mayCarry(args []string) bool {
 		return false
 	}
 	switch args[0] {
-	case "domain", "transport", "network", "setting":
+	case "domain":
+		return args[1] != "recipients" || len(args) < 3 || args[2] != "import" ||
+			len(args) >= 5 && args[4] == "-" && (len(args) == 5 || len(args) == 6 && args[5] == "--empty")
+	case "transport", "network", "setting":
 		return true
 	case "secret":
 		return args[1] == "remove" ||

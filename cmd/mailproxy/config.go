@@ -55,11 +55,13 @@ type configView struct {
 	Networks   []config.Network   `json:"networks"`
 	Transports []config.Transport `json:"transports"`
 	Domains    []config.Domain    `json:"domains"`
+
+	Recipients []config.RecipientList `json:"recipients"`
 }
 
 func configShow(c *cli.Context) error {
 	return show(c, func(s *config.Snapshot) any {
-		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), nonNil(s.Domains)}
+		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), nonNil(s.Domains), nonNil(s.Recipients)}
 	}, func(s *config.Snapshot) error {
 		_, err := c.App.Writer.Write(s.Text())
 		return err
@@ -206,11 +208,16 @@ func putDifferences(ctx context.Context, tx *db.Tx, after *config.Snapshot, diff
 		}
 		if name, ok := strings.CutPrefix(d.Object, "domain "); ok {
 			gone = append(gone, name)
-		} else if err := deleteObject(ctx, tx, d.Object); err != nil {
-			return err
+		} else if !strings.HasPrefix(d.Object, "recipients ") {
+			if err := deleteObject(ctx, tx, d.Object); err != nil {
+				return err
+			}
 		}
 	}
 	if err := tx.DeleteDomains(ctx, gone); err != nil {
+		return err
+	}
+	if err := putRecipients(ctx, tx, after, differences); err != nil {
 		return err
 	}
 	for _, x := range after.Settings {
@@ -241,6 +248,18 @@ func putDifferences(ctx context.Context, tx *db.Tx, after *config.Snapshot, diff
 		}
 	}
 	return tx.PutDomains(ctx, domains)
+}
+
+// putRecipients writes the lists that differ.
+func putRecipients(ctx context.Context, tx *db.Tx, after *config.Snapshot, differences []config.Difference) error {
+	for _, d := range differences {
+		if domain, ok := strings.CutPrefix(d.Object, "recipients "); ok {
+			if err := tx.SetRecipients(ctx, domain, config.RecipientsOf(after.Recipients, domain)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // deleteObject removes what is no domain.

@@ -31,6 +31,7 @@ func domainCommand() *cli.Command {
 				Description: "What is not named stays as it is. --to takes the place of all hosts there were."},
 			{Name: "remove", Usage: "relay for a domain no longer", ArgsUsage: "NAME...", Action: onMaster(domainRemove),
 				Description: "Mail for it that is queued already is still tried."},
+			recipientsCommand(),
 			{Name: "list", Usage: "show the domains", Flags: []cli.Flag{jsonFlag()}, Action: domainList, Description: "One line each, by name."},
 		},
 	}

@@ -91,6 +91,22 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 			t.Errorf("config apply: %s", out)
 		}
 	})
+	t.Run("a file of recipients", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "r") // of this node's host alone
+		if err := os.WriteFile(file, []byte("info@c.test OK\nsales\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := slave.must("domain", "recipients", "import", "c.test", file); !strings.HasPrefix(out, "recipients of c.test: 2, were 0 ") {
+			t.Errorf("import: %s", out)
+		}
+		if mine, its := slave.must("domain", "recipients", "list"), master.must("domain", "recipients", "list"); mine != its || mine != "info@c.test\nsales@c.test\n" {
+			t.Errorf("the list is\n%s\nthe master has\n%s", mine, its)
+		}
+		slave.must("domain", "recipients", "import", "--empty", "c.test", "/dev/null")
+		if out := master.must("domain", "recipients", "list"); out != "" {
+			t.Errorf("left: %s", out)
+		}
+	})
 	t.Run("what is refused there fails here the same way", func(t *testing.T) {
 		for _, c := range []struct {
 			args []string
@@ -147,9 +163,17 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 }
 
 func TestOnlyConfigurationCommandsAreCarried(t *testing.T) {
+	for _, args := range [][]string{{"domain", "recipients", "import", "a.test", "-"}, {"domain", "recipients", "import", "a.test", "-", "--empty"},
+		{"domain", "recipients", "add", "x@a.test"}} {
+		if !mayCarry(args) {
+			t.Errorf("%v is not carried", args)
+		}
+	}
 	for _, args := range [][]string{
 		nil, {"serve"}, {"init", "x"}, {"queue", "delete"}, {"config", "apply", "/etc/passwd", "--yes"}, {"config", "apply", "-"},
 		{"config", "show"}, {"config", "apply", "-", "--yes", "--config", "x"},
+		{"domain", "recipients", "import", "a.test", "/etc/passwd"}, {"domain", "recipients", "import", "a.test", "-", "/etc/passwd"},
+		{"domain", "recipients", "import", "--empty", "/etc/passwd", "-"}, {"domain", "recipients", "import", "a.test"},
 	} {
 		if mayCarry(args) {
 			t.Errorf("%v is carried", args)
