@@ -28,7 +28,8 @@ func (d Difference) String() string {
 	return fmt.Sprintf("~ %s: %s -> %s", d.Object, d.Old, d.New)
 }
 
-// Diff says what an administrator would have to change in a to get b: settings, networks, transports, domains, their recipients, in that order,
+// Diff says what an administrator would have to change in a to get b: settings, networks, transports, domains, certificates,
+// senders by TLS only, lists of recipients, in that order,
 // each by name.
 func Diff(a, b *Snapshot) []Difference {
 	var all []Difference
@@ -36,6 +37,8 @@ func Diff(a, b *Snapshot) []Difference {
 	all = append(all, diff(a.Networks, b.Networks, describeNetwork)...)
 	all = append(all, diff(a.Transports, b.Transports, describeTransport)...)
 	all = append(all, diff(a.Domains, b.Domains, describeDomain)...)
+	all = append(all, diff(a.Certificates, b.Certificates, describeCertificate)...)
+	all = append(all, diff(a.TLSSenders, b.TLSSenders, describeTLSSender)...)
 	return append(all, diffRecipients(a.Recipients, b.Recipients)...)
 }
 

@@ -47,6 +47,8 @@ type Values struct {
 	CutThrough bool
 	// RefuseBareNewlines ends a session whose message has a bare CR or LF; otherwise these are made CRLF.
 	RefuseBareNewlines bool
+	// InternalRequireTLS takes mail from our networks by TLS only.
+	InternalRequireTLS bool
 	// Tunnel is what carries the connections between nodes.
 	Tunnel TunnelKind
 	// JoinPassword lets a node join by root's password on the master.
@@ -156,6 +158,8 @@ func settingTable() []setting {
 			boolean(func(v *Values) *bool { return &v.CutThrough })},
 		{SettingInfo{"refuse_bare_newlines", "no", "end a session whose message has a bare CR or LF, instead of normalising it"},
 			boolean(func(v *Values) *bool { return &v.RefuseBareNewlines })},
+		{SettingInfo{"internal_require_tls", "no", "take mail from our networks by TLS only"},
+			boolean(func(v *Values) *bool { return &v.InternalRequireTLS })},
 		{SettingInfo{"tunnel", "ssh", "what nodes reach each other by: ssh, or wireguard around it (UDP, same port)"}, setTunnel},
 		{SettingInfo{"join_password", "yes", "let nodes join by root's password where mailproxy-pam.socket is enabled on the master"},
 			boolean(func(v *Values) *bool { return &v.JoinPassword })},

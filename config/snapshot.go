@@ -18,6 +18,9 @@ type Snapshot struct {
 	Domains    []Domain    `json:"domains,omitempty"`    // by name
 
 	Recipients []RecipientList `json:"recipients,omitempty"` // by domain
+
+	Certificates []Certificate `json:"certificates,omitempty"` // by name
+	TLSSenders   []TLSSender   `json:"tls_senders,omitempty"`  // by domain
 }
 
 // A Node is a member of the cluster, one row of config.node.

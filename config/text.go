@@ -24,13 +24,16 @@ type Parts struct {
 	Transports []Transport
 	Domains    []Domain
 	Recipients []RecipientList
+
+	Certificates []Certificate
+	TLSSenders   []TLSSender
 	// lines says where an object ("domain example.test") stands in the text.
 	lines map[string]int
 }
 
 // Empty says whether there is nothing in it.
 func (p *Parts) Empty() bool {
-	return len(p.Settings)+len(p.Networks)+len(p.Transports)+len(p.Domains) == 0
+	return len(p.Settings)+len(p.Networks)+len(p.Transports)+len(p.Domains)+len(p.Certificates)+len(p.TLSSenders) == 0
 }
 
 // Line gives the line in which an object ("domain example.test") stands in the text that was parsed; 0 where it does not.
@@ -58,7 +61,7 @@ func (p *Parts) Locate(err error) error {
 func (s *Snapshot) With(p *Parts) *Snapshot {
 	n := *s
 	n.Settings, n.Networks, n.Transports, n.Domains = p.Settings, p.Networks, p.Transports, p.Domains
-	n.Recipients = p.Recipients
+	n.Recipients, n.Certificates, n.TLSSenders = p.Recipients, p.Certificates, p.TLSSenders
 	return &n
 }
 
@@ -68,6 +71,20 @@ type textFile struct {
 	Network   []textNetwork   `toml:"network"`
 	Transport []textTransport `toml:"transport"`
 	Domain    []textDomain    `toml:"domain"`
+
+	Certificate []textCertificate `toml:"certificate"`
+	TLSSender   []textTLSSender   `toml:"tls_sender"`
+}
+
+type textCertificate struct {
+	Name  string `toml:"name"`
+	Chain string `toml:"chain"`
+	Key   string `toml:"key"`
+}
+
+type textTLSSender struct {
+	Domain  string `toml:"domain"`
+	Comment string `toml:"comment"`
 }
 
 type textNetwork struct {
@@ -90,7 +107,7 @@ type textDomain struct {
 	Recipients []string `toml:"recipients"`
 }
 
-// ParseText reads what Text gives: TOML with [settings], [[network]], [[transport]] and [[domain]]. Names, hosts and networks
+// ParseText reads what Text gives: TOML with [settings], [[network]], [[transport]], [[domain]], [[certificate]] and [[tls_sender]]. Names, hosts and networks
 // come out in their normal forms, each list sorted as in a Snapshot. The error joins a *Problem with its line for everything
 // that cannot be read; whether the parts make sense together is for Validate to say.
 func ParseText(text []byte) (*Parts, error) {
@@ -114,6 +131,12 @@ func ParseText(text []byte) (*Parts, error) {
 	}
 	for i, d := range f.Domain {
 		r.domain(i, d)
+	}
+	for i, c := range f.Certificate {
+		r.certificate(i, c)
+	}
+	for i, t := range f.TLSSender {
+		r.tlsSender(i, t)
 	}
 	p.sort()
 	if err := r.err(); err != nil {
@@ -237,6 +260,30 @@ func (r *textReader) domain(i int, d textDomain) {
 	}
 }
 
+func (r *textReader) certificate(i int, c textCertificate) {
+	line := r.index.line("certificate", i)
+	name, err := NormalizeCertificateName(c.Name)
+	if err != nil {
+		r.problem("certificate "+c.Name, line, "%v", err)
+		return
+	}
+	if r.named("certificate "+name, line) {
+		r.parts.Certificates = append(r.parts.Certificates, Certificate{Name: name, Chain: c.Chain, Key: c.Key})
+	}
+}
+
+func (r *textReader) tlsSender(i int, t textTLSSender) {
+	line := r.index.line("tls_sender", i)
+	name, err := NormalizeDomain(t.Domain)
+	if err != nil {
+		r.problem("tls_sender "+t.Domain, line, "%v", err)
+		return
+	}
+	if r.named("tls_sender "+name, line) {
+		r.parts.TLSSenders = append(r.parts.TLSSenders, TLSSender{Domain: name, Comment: t.Comment})
+	}
+}
+
 // recipients reads local parts, as they are without quoting.
 func (r *textReader) recipients(domain string, line int, given []string) {
 	if len(given) == 0 {
@@ -269,6 +316,8 @@ func (p *Parts) sort() {
 	slices.SortFunc(p.Networks, func(a, b Network) int { return ComparePrefix(a.Prefix, b.Prefix) })
 	slices.SortFunc(p.Transports, func(a, b Transport) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(p.Domains, func(a, b Domain) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(p.Certificates, func(a, b Certificate) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(p.TLSSenders, func(a, b TLSSender) int { return cmp.Compare(a.Domain, b.Domain) })
 	slices.SortFunc(p.Recipients, func(a, b RecipientList) int { return cmp.Compare(a.Domain, b.Domain) })
 }
 
@@ -301,7 +350,8 @@ func ComparePrefix(a, b netip.Prefix) int {
 func (s *Snapshot) Text() []byte {
 	var b bytes.Buffer
 	p := Parts{Settings: slices.Clone(s.Settings), Networks: slices.Clone(s.Networks),
-		Transports: slices.Clone(s.Transports), Domains: slices.Clone(s.Domains)}
+		Transports: slices.Clone(s.Transports), Domains: slices.Clone(s.Domains),
+		Certificates: slices.Clone(s.Certificates), TLSSenders: slices.Clone(s.TLSSenders)}
 	p.sort()
 	fmt.Fprintf(&b, "# mailproxy configuration at %v\n", s.Position)
 	if len(p.Settings) > 0 {
@@ -329,6 +379,22 @@ func (s *Snapshot) Text() []byte {
 		writeList(&b, "hosts", x.Hosts)
 		writeString(&b, "comment", x.Comment)
 		writeLines(&b, "recipients", RecipientsOf(s.Recipients, x.Name))
+	}
+	for i := range p.Certificates {
+		x := &p.Certificates[i]
+		b.WriteString("\n[[certificate]]\n")
+		writeString(&b, "name", x.Name)
+		if isPEM(x.Chain) {
+			b.WriteString("chain = '''\n" + x.Chain + "'''\n")
+		} else {
+			writeString(&b, "chain", x.Chain)
+		}
+		writeString(&b, "key", x.Key)
+	}
+	for _, x := range p.TLSSenders {
+		b.WriteString("\n[[tls_sender]]\n")
+		writeString(&b, "domain", x.Domain)
+		writeString(&b, "comment", x.Comment)
 	}
 	return b.Bytes()
 }

@@ -181,6 +181,15 @@ func drawParts(t *rapid.T) *Parts {
 			p.Recipients = append(p.Recipients, RecipientList{d.Name, locals})
 		}
 	}
+	name := rapid.StringMatching(`[a-z0-9]{1,9}\.[a-z]{2,4}`)
+	for _, n := range rapid.SliceOfNDistinct(name, 0, 3, rapid.ID[string]).Draw(t, "certificates") {
+		pem := rapid.StringMatching("-----BEGIN X-----\n([A-Za-z0-9+/=]{0,64}\n){0,3}")
+		p.Certificates = append(p.Certificates, Certificate{Name: rapid.SampledFrom([]string{"", "*."}).Draw(t, "wild") + n,
+			Chain: rapid.OneOf(pem, text).Draw(t, "chain"), Key: text.Draw(t, "key")})
+	}
+	for _, n := range rapid.SliceOfNDistinct(name, 0, 3, rapid.ID[string]).Draw(t, "senders") {
+		p.TLSSenders = append(p.TLSSenders, TLSSender{Domain: n, Comment: text.Draw(t, "comment")})
+	}
 	p.sort()
 	return p
 }

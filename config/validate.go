@@ -38,6 +38,16 @@ func Validate(s *Snapshot) error {
 			c.add("domain "+s.Domains[i].Name, "%v", err)
 		}
 	}
+	for i := range s.Certificates {
+		if err := checkCertificate(&s.Certificates[i]); err != nil {
+			c.add("certificate "+s.Certificates[i].Name, "%v", err)
+		}
+	}
+	for i := range s.TLSSenders {
+		if err := checkTLSSender(&s.TLSSenders[i]); err != nil {
+			c.add("tls_sender "+s.TLSSenders[i].Domain, "%v", err)
+		}
+	}
 	for i := range s.Recipients {
 		r := &s.Recipients[i]
 		if err := checkRecipients(r, s.Domains); err != nil {
@@ -67,6 +77,12 @@ func checkUnique(c *collector, s *Snapshot) {
 	}
 	for _, x := range s.Transports {
 		once("transport " + x.Name)
+	}
+	for i := range s.Certificates {
+		once("certificate " + s.Certificates[i].Name)
+	}
+	for _, x := range s.TLSSenders {
+		once("tls_sender " + x.Domain)
 	}
 	for i := 1; i < len(s.Domains); i++ {
 		if s.Domains[i-1].Name >= s.Domains[i].Name { // not in strict order: look closely

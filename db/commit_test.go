@@ -95,10 +95,12 @@ func TestDeletingWhatIsNotThere(t *testing.T) {
 		"network": func(ctx context.Context, tx *db.Tx) error {
 			return tx.DeleteNetwork(ctx, netip.MustParsePrefix("10.0.0.0/8"))
 		},
-		"setting": func(ctx context.Context, tx *db.Tx) error { return tx.DeleteSetting(ctx, "x") },
-		"CA":      func(ctx context.Context, tx *db.Tx) error { return tx.DeleteCA(ctx, "x") },
-		"secret":  func(ctx context.Context, tx *db.Tx) error { return tx.DeleteSecret(ctx, "x") },
-		"node":    func(ctx context.Context, tx *db.Tx) error { return tx.Revoke(ctx, 9) },
+		"setting":     func(ctx context.Context, tx *db.Tx) error { return tx.DeleteSetting(ctx, "x") },
+		"CA":          func(ctx context.Context, tx *db.Tx) error { return tx.DeleteCA(ctx, "x") },
+		"certificate": func(ctx context.Context, tx *db.Tx) error { return tx.DeleteCertificate(ctx, "x") },
+		"sender":      func(ctx context.Context, tx *db.Tx) error { return tx.DeleteTLSSender(ctx, "x") },
+		"secret":      func(ctx context.Context, tx *db.Tx) error { return tx.DeleteSecret(ctx, "x") },
+		"node":        func(ctx context.Context, tx *db.Tx) error { return tx.Revoke(ctx, 9) },
 	} {
 		if _, err := d.Commit(t.Context(), author, edit, nil); !errors.Is(err, db.ErrNoSuch) {
 			t.Errorf("%s: %v", name, err)
@@ -174,6 +176,14 @@ func TestLoadPatchesWhatItHas(t *testing.T) {
 			return tx.SetRecipients(ctx, "m.test", many)
 		},
 		func(ctx context.Context, tx *db.Tx) error { return tx.SetRecipients(ctx, "z.test", nil) },
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.PutCertificate(ctx, config.Certificate{Name: "mx.test", Chain: "c", Key: "secret:k"}),
+				tx.PutTLSSender(ctx, config.TLSSender{Domain: "b.test"}), tx.PutTLSSender(ctx, config.TLSSender{Domain: "a.test", Comment: "x"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.PutCertificate(ctx, config.Certificate{Name: "*.test", Chain: "d", Key: "secret:l"}),
+				tx.DeleteCertificate(ctx, "mx.test"), tx.DeleteTLSSender(ctx, "b.test"))
+		},
 	} {
 		commit(t, d, edit)
 		patched, err := d.Load(t.Context())

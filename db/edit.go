@@ -60,6 +60,28 @@ func (t *Tx) DeleteSetting(ctx context.Context, name string) error {
 	return t.remove(ctx, "setting "+name, "DELETE FROM config.setting WHERE name = $1", name)
 }
 
+// PutCertificate makes or replaces a certificate.
+func (t *Tx) PutCertificate(ctx context.Context, v config.Certificate) error {
+	return t.exec(ctx, `INSERT INTO config.certificate (name, chain, key) VALUES ($1, $2, $3) ON CONFLICT (name)
+		DO UPDATE SET chain = excluded.chain, key = excluded.key`, v.Name, v.Chain, v.Key)
+}
+
+// DeleteCertificate deletes a certificate; its key stays.
+func (t *Tx) DeleteCertificate(ctx context.Context, name string) error {
+	return t.remove(ctx, "certificate "+name, "DELETE FROM config.certificate WHERE name = $1", name)
+}
+
+// PutTLSSender makes or replaces a domain whose mail is taken by TLS only.
+func (t *Tx) PutTLSSender(ctx context.Context, v config.TLSSender) error {
+	return t.exec(ctx, `INSERT INTO config.tls_sender (domain, comment) VALUES ($1, $2) ON CONFLICT (domain)
+		DO UPDATE SET comment = excluded.comment`, v.Domain, v.Comment)
+}
+
+// DeleteTLSSender takes a domain's mail without TLS again.
+func (t *Tx) DeleteTLSSender(ctx context.Context, domain string) error {
+	return t.remove(ctx, "tls_sender "+domain, "DELETE FROM config.tls_sender WHERE domain = $1", domain)
+}
+
 // PutNode makes or replaces a member, and lets it open the secrets. ErrNoDataKey.
 func (t *Tx) PutNode(ctx context.Context, n config.Node) error {
 	err := t.exec(ctx, `INSERT INTO config.node (cid, uuid, name, address, public_key, machine_id, services, promotable, joined_at)

@@ -128,6 +128,12 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial, s.Position.Serial)
 			return err
 		}},
+		{"certificate", func() error {
+			return reread(ctx, q, &s.Certificates, scanCertificate, selectCertificate+` ORDER BY name COLLATE "C"`)
+		}},
+		{"tls_sender", func() error {
+			return reread(ctx, q, &s.TLSSenders, scanTLSSender, selectTLSSender+` ORDER BY domain COLLATE "C"`)
+		}},
 		{"recipient", func() error {
 			var err error
 			if touched == nil || touched["recipient"] > manyDomains {
@@ -187,6 +193,17 @@ const (
 	selectTransport = `SELECT name, hosts, tls FROM config.transport t`
 	selectDomain    = `SELECT name, transport, hosts, comment FROM config.domain t`
 )
+
+const (
+	selectCertificate = `SELECT name, chain, key FROM config.certificate t`
+	selectTLSSender   = `SELECT domain, comment FROM config.tls_sender t`
+)
+
+func scanCertificate(r pgx.Rows, c *config.Certificate) error {
+	return r.Scan(&c.Name, &c.Chain, &c.Key)
+}
+
+func scanTLSSender(r pgx.Rows, t *config.TLSSender) error { return r.Scan(&t.Domain, &t.Comment) }
 
 func scanNode(r pgx.Rows, n *config.Node) error {
 	return r.Scan(&n.CID, &n.UUID, &n.Name, &n.Address, &n.PublicKey, &n.MachineID, &n.Services, &n.Promotable, &n.JoinedAt)

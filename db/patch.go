@@ -16,7 +16,7 @@ import (
 
 // Patched says whether Patch knows the rows of a table: those that an administrator writes, not the cluster's own.
 func Patched(table string) bool {
-	return slices.Contains([]string{"setting", "network", "transport", "domain", "recipient"}, table)
+	return slices.Contains([]string{"setting", "network", "transport", "domain", "recipient", "certificate", "tls_sender"}, table)
 }
 
 // Patch gives the configuration in which each changed object is what image says of its change: a row as history and journal hold it, or
@@ -24,6 +24,7 @@ func Patched(table string) bool {
 func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMessage) (*config.Snapshot, error) {
 	settings, networks := byKey(s.Settings, settingKey), byKey(s.Networks, networkKey)
 	recipients := recipientSets{}
+	certificates, tlsSenders := byKey(s.Certificates, certificateKey), byKey(s.TLSSenders, tlsSenderKey)
 	transports, domains := byKey(s.Transports, transportKey), byKey(s.Domains, domainKey)
 	for _, c := range changes {
 		var err error
@@ -34,6 +35,10 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 			err = put(networks, networkKey, c.Key, image(c), networkOf)
 		case "transport":
 			err = put(transports, transportKey, c.Key, image(c), transportOf)
+		case "certificate":
+			err = put(certificates, certificateKey, c.Key, image(c), certificateOf)
+		case "tls_sender":
+			err = put(tlsSenders, tlsSenderKey, c.Key, image(c), tlsSenderOf)
 		case "recipient":
 			err = recipients.put(c.Key, image(c))
 		case "domain":
@@ -44,11 +49,13 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 		}
 	}
 	return s.With(&config.Parts{
-		Settings:   slices.SortedFunc(maps.Values(settings), func(a, b config.Setting) int { return cmp.Compare(a.Name, b.Name) }),
-		Networks:   slices.SortedFunc(maps.Values(networks), func(a, b config.Network) int { return config.ComparePrefix(a.Prefix, b.Prefix) }),
-		Transports: slices.SortedFunc(maps.Values(transports), func(a, b config.Transport) int { return cmp.Compare(a.Name, b.Name) }),
-		Domains:    slices.SortedFunc(maps.Values(domains), func(a, b config.Domain) int { return cmp.Compare(a.Name, b.Name) }),
-		Recipients: recipients.over(s.Recipients),
+		Settings:     slices.SortedFunc(maps.Values(settings), func(a, b config.Setting) int { return cmp.Compare(a.Name, b.Name) }),
+		Networks:     slices.SortedFunc(maps.Values(networks), func(a, b config.Network) int { return config.ComparePrefix(a.Prefix, b.Prefix) }),
+		Transports:   slices.SortedFunc(maps.Values(transports), func(a, b config.Transport) int { return cmp.Compare(a.Name, b.Name) }),
+		Domains:      slices.SortedFunc(maps.Values(domains), func(a, b config.Domain) int { return cmp.Compare(a.Name, b.Name) }),
+		Recipients:   recipients.over(s.Recipients),
+		Certificates: slices.SortedFunc(maps.Values(certificates), func(a, b config.Certificate) int { return cmp.Compare(a.Name, b.Name) }),
+		TLSSenders:   slices.SortedFunc(maps.Values(tlsSenders), func(a, b config.TLSSender) int { return cmp.Compare(a.Domain, b.Domain) }),
 	}), nil
 }
 
@@ -56,6 +63,18 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 type rowImage struct {
 	Name, Value, Transport, Comment, TLS, Prefix string
 	Hosts                                        []string
+	Domain, Chain, Key                           string
+}
+
+func certificateKey(c config.Certificate) string { return c.Name }
+func tlsSenderKey(t config.TLSSender) string     { return t.Domain }
+
+func certificateOf(i rowImage) (config.Certificate, error) {
+	return config.Certificate{Name: i.Name, Chain: i.Chain, Key: i.Key}, nil
+}
+
+func tlsSenderOf(i rowImage) (config.TLSSender, error) {
+	return config.TLSSender{Domain: i.Domain, Comment: i.Comment}, nil
 }
 
 func settingKey(s config.Setting) string     { return s.Name }

@@ -46,7 +46,11 @@ func TestUndoGivesWhatWasAfterACommit(t *testing.T) {
 				tx.PutRecipients(ctx, "b.test", []string{"two", "one"}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
-			return errors.Join(tx.SetRecipients(ctx, "b.test", []string{"one", "three"}), tx.PutRecipients(ctx, "c.test", []string{"*"}))
+			return errors.Join(tx.SetRecipients(ctx, "b.test", []string{"one", "three"}), tx.PutRecipients(ctx, "c.test", []string{"*"}),
+				tx.PutTLSSender(ctx, config.TLSSender{Domain: "a.test", Comment: "x"}), tx.PutCertificate(ctx, config.Certificate{Name: "mx.test", Chain: "c", Key: "secret:k"}))
+		},
+		func(ctx context.Context, tx *db.Tx) error {
+			return errors.Join(tx.DeleteTLSSender(ctx, "a.test"), tx.PutCertificate(ctx, config.Certificate{Name: "mx.test", Chain: "d", Key: "secret:k"}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.PutDomain(ctx, domain("a.test", "again")), tx.DeleteSetting(ctx, "max_errors"),

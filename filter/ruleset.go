@@ -21,6 +21,7 @@ type Ruleset struct {
 	outbound   config.Transport
 	networks   networks
 	recipients []config.RecipientList
+	tlsSenders []config.TLSSender
 }
 
 // Compile makes a Ruleset. The error joins a *CompileError for each object that is wrong. It looks at every domain once and
@@ -45,7 +46,8 @@ func Compile(s *config.Snapshot) (*Ruleset, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, r.compileDomains(s.Domains)...)
-	r.recipients = s.Recipients
+	r.recipients, r.tlsSenders = s.Recipients, slices.Clone(s.TLSSenders)
+	slices.SortFunc(r.tlsSenders, func(a, b config.TLSSender) int { return cmp.Compare(a.Domain, b.Domain) })
 	if !slices.IsSortedFunc(s.Recipients, func(a, b config.RecipientList) int { return cmp.Compare(a.Domain, b.Domain) }) {
 		errs = append(errs, &CompileError{"recipients", "are not in order"})
 	}
@@ -160,6 +162,15 @@ func (r *Ruleset) Route(to mail.Path) (config.Transport, *mail.Reply) {
 func (r *Ruleset) Transport(name string) (config.Transport, bool) {
 	t, ok := r.transports[name]
 	return t, ok
+}
+
+// RequiresTLS says whether mail from the domain of a reverse-path is taken by TLS only.
+func (r *Ruleset) RequiresTLS(from mail.Path) bool {
+	if len(r.tlsSenders) == 0 {
+		return false
+	}
+	_, ok := slices.BinarySearchFunc(r.tlsSenders, config.ASCIIDomain(from.Domain), func(t config.TLSSender, name string) int { return cmp.Compare(t.Domain, name) })
+	return ok
 }
 
 // Listed says whether the domain of to has a list of its recipients, and whether to is on it, written in any case, and as local or

@@ -68,6 +68,8 @@ func (s session) Mail(string, *smtp.MailOptions) error {
 		c.server.limited(limitUnknown, c.client)
 		c.end(replyHarvest)
 		return c.door(replyHarvest, nil)
+	case c.tls == nil && (c.side == inside && v.InternalRequireTLS || rules.RequiresTLS(c.next.path)):
+		return c.door(replyTLSFirst, nil)
 	case c.next.size > v.MaxMessageSize:
 		return c.door(replyTooBig, nil)
 	case !c.take(rateMessages, limitsOf(&v, c.side).MaxMessagesPerMinute):
@@ -127,6 +129,9 @@ func (c *conn) accepts(path mail.Path) (mail.Path, *mail.Reply) {
 	}
 	return c.tx.rules.Accepts(c.client, path)
 }
+
+// replyTLSFirst is RFC 3207 §4.
+var replyTLSFirst = r(530, 570, "must issue a STARTTLS command first")
 
 var replyNoSuchUser = r(550, 511, "no such recipient here")
 

@@ -79,6 +79,8 @@ func mayCarry(args []string) bool {
 	case "domain":
 		return args[1] != "recipients" || len(args) < 3 || args[2] != "import" ||
 			len(args) >= 5 && args[4] == "-" && (len(args) == 5 || len(args) == 6 && args[5] == "--empty")
+	case "tls":
+		return args[1] == "sender"
 	case "transport", "network", "setting":
 		return true
 	case "secret":

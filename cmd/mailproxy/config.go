@@ -22,7 +22,7 @@ import (
 func configCommand() *cli.Command {
 	return &cli.Command{
 		Name: "config", Usage: "the whole configuration as one text",
-		Description: "The text is TOML with [settings], [[network]], [[transport]] and [[domain]]; it fits in git.",
+		Description: "The text is TOML with [settings], [[network]], [[transport]], [[domain]], [[certificate]] and [[tls_sender]]; it fits in git.",
 		Subcommands: []*cli.Command{
 			{Name: "show", Usage: "print the configuration", Flags: []cli.Flag{jsonFlag()}, Action: configShow,
 				Description: "Settings that were not set, and keys that are not needed, are left out."},
@@ -57,11 +57,15 @@ type configView struct {
 	Domains    []config.Domain    `json:"domains"`
 
 	Recipients []config.RecipientList `json:"recipients"`
+
+	Certificates []config.Certificate `json:"certificates"`
+	TLSSenders   []config.TLSSender   `json:"tls_senders"`
 }
 
 func configShow(c *cli.Context) error {
 	return show(c, func(s *config.Snapshot) any {
-		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), nonNil(s.Domains), nonNil(s.Recipients)}
+		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), nonNil(s.Domains), nonNil(s.Recipients),
+			nonNil(s.Certificates), nonNil(s.TLSSenders)}
 	}, func(s *config.Snapshot) error {
 		_, err := c.App.Writer.Write(s.Text())
 		return err
@@ -241,6 +245,20 @@ func putDifferences(ctx context.Context, tx *db.Tx, after *config.Snapshot, diff
 			}
 		}
 	}
+	for _, x := range after.Certificates {
+		if put["certificate "+x.Name] {
+			if err := tx.PutCertificate(ctx, x); err != nil {
+				return err
+			}
+		}
+	}
+	for _, x := range after.TLSSenders {
+		if put["tls_sender "+x.Domain] {
+			if err := tx.PutTLSSender(ctx, x); err != nil {
+				return err
+			}
+		}
+	}
 	var domains []config.Domain
 	for _, x := range after.Domains {
 		if put["domain "+x.Name] {
@@ -274,6 +292,10 @@ func deleteObject(ctx context.Context, tx *db.Tx, object string) error {
 			return err
 		}
 		return tx.DeleteNetwork(ctx, prefix)
+	case "certificate":
+		return tx.DeleteCertificate(ctx, name)
+	case "tls_sender":
+		return tx.DeleteTLSSender(ctx, name)
 	}
 	return tx.DeleteTransport(ctx, name)
 }
