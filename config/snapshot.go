@@ -69,6 +69,8 @@ type Transport struct {
 	Name  string   `json:"name"`
 	Hosts []string `json:"hosts,omitempty"` // host:port, IPv6 in brackets; empty: MX lookup
 	TLS   TLS      `json:"tls,omitempty"`   // empty is TLSMay
+
+	QueueLife Duration `json:"queue_life,omitempty"` // how long mail is tried by it; 0 is the setting queue_life
 }
 
 // TLS is a transport's policy for STARTTLS.

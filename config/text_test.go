@@ -50,7 +50,7 @@ func TestParseText(t *testing.T) {
 	want := &Parts{
 		Settings:   []Setting{{"cut_through", "no"}, {"max_recipients", "200"}, {"postmaster", "pm@Example.test"}},
 		Networks:   []Network{{netip.MustParsePrefix("10.0.0.0/8"), "office # not a comment"}},
-		Transports: []Transport{{"smart", []string{"[2001:db8::1]:25", "mail.example:587"}, TLSVerify}},
+		Transports: []Transport{{Name: "smart", Hosts: []string{"[2001:db8::1]:25", "mail.example:587"}, TLS: TLSVerify}},
 		Domains:    []Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25"}}, {Name: "example.test", Transport: "smart"}},
 		Recipients: []RecipientList{{"a.test", []string{"info", "sales"}}},
 	}

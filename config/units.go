@@ -109,6 +109,30 @@ func FormatDuration(d time.Duration) string {
 	return b.String()
 }
 
+// A Duration is a length of time whose text is that of FormatDuration; 0 is "".
+type Duration time.Duration
+
+// MarshalText gives the text.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what ParseDuration reads.
+func (d *Duration) UnmarshalText(b []byte) error {
+	if *d = 0; len(b) == 0 {
+		return nil
+	}
+	parsed, err := ParseDuration(string(b))
+	*d = Duration(parsed)
+	return err
+}
+
+// String gives the text.
+func (d Duration) String() string {
+	if d == 0 {
+		return ""
+	}
+	return FormatDuration(time.Duration(d))
+}
+
 // parseBool reads yes and no, and what is commonly written for them.
 func parseBool(s string) (bool, error) {
 	switch strings.ToLower(strings.TrimSpace(s)) {

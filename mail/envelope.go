@@ -30,6 +30,18 @@ type Envelope struct {
 	EightBit bool `json:"eight_bit,omitempty"`
 	// ReceivedAt is when MAIL came.
 	ReceivedAt time.Time `json:"received_at"`
+	// About is set for a DSN made here about an item of the queue.
+	About *About `json:"about,omitempty"`
+}
+
+// An About says what a DSN tells, so that a start after a crash finds that it has been told.
+type About struct {
+	// Item is the ID of the item that it is about.
+	Item string `json:"item"`
+	// Recipients are indexes of that item's ForwardPaths.
+	Recipients []int `json:"recipients"`
+	// Delayed: they are still being tried; otherwise what it tells is the end of them.
+	Delayed bool `json:"delayed,omitempty"`
 }
 
 // For gives the envelope with some of its recipients: indexes of ForwardPaths, in the order wanted.

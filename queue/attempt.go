@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"mailproxy/config"
 	"mailproxy/mail"
 	"mailproxy/relay"
 	"mailproxy/spool"
@@ -29,8 +30,10 @@ type trial struct {
 	n         *entry
 	groups    []*group
 	fates     map[int]fate // by recipient.index
-	answered  []string     // keys of next hops that answered
+	lives     map[int]time.Duration
+	answered  []string // keys of next hops that answered
 	transport string
+	dsns      []string // items, not to be tried before this one is settled
 
 	outOfReach string // key of a next hop that was
 	ended      bool   // at least one attempt ended by itself
@@ -38,7 +41,7 @@ type trial struct {
 
 // try makes one attempt for each group and settles the item.
 func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
-	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate)}
+	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate), lives: make(map[int]time.Duration)}
 	m, err := q.spool.Open(n.id)
 	if err == nil {
 		defer m.Close()
@@ -85,6 +88,16 @@ func (t *trial) unreadable(err error) {
 // attempt brings the message to one next hop and notes each recipient's fate.
 func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	start := t.o.Now()
+	for _, r := range g.recipients {
+		t.lives[r.index] = t.lifeBy(g.transport)
+	}
+	if g.unreported {
+		t.ended = true
+		for _, r := range g.recipients {
+			t.fates[r.index] = fateFailed
+		}
+		return
+	}
 	if g.refused != nil {
 		t.ended = true
 		for _, r := range g.recipients {
@@ -92,16 +105,19 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 		}
 		return
 	}
-	paths := make([]mail.Path, len(g.recipients))
+	paths, params := make([]mail.Path, len(g.recipients)), []mail.RcptParams(nil)
 	for i, r := range g.recipients {
 		paths[i] = r.path
+		if m.Envelope.Params != nil {
+			params = append(params, m.Envelope.Param(r.index))
+		}
 	}
 	t.transport = g.transport.Name
 	number := t.n.attempts + 1
 	t.log.Info().Str("item", t.n.id).Str("transport", g.transport.Name).Int("attempt", number).
 		Array("forward_path", pathArray(paths)).Msg("attempt.start")
 	results, err := t.deliver(ctx, relay.Attempt{
-		Transport: g.transport, Domain: g.domain, Envelope: m.Envelope, Paths: paths, Content: m.Content,
+		Transport: g.transport, Domain: g.domain, Envelope: m.Envelope, Paths: paths, Params: params, Content: m.Content,
 	})
 	took := t.o.Now().Sub(start)
 	t.mu.Lock()
@@ -121,6 +137,7 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 		for i, r := range g.recipients {
 			t.note(g, r, results[i], start, took)
 		}
+		t.tellRelayed(g, results, m)
 	case errors.As(err, &out):
 		t.ended, t.outOfReach = true, g.key
 		reply := outOfReachReply(out)
@@ -158,6 +175,14 @@ func (t *trial) checkpoint(g *group) {
 	}
 }
 
+// lifeBy is how long an item is tried by a transport.
+func (q *Queue) lifeBy(t config.Transport) time.Duration {
+	if t.QueueLife > 0 {
+		return time.Duration(t.QueueLife)
+	}
+	return q.o.Life()
+}
+
 func (q *Queue) saveState(id string, s *state, trying bool) error {
 	b, err := s.encode()
 	if err != nil {
@@ -189,44 +214,73 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 		Int64("took_ms", took.Milliseconds()).AnErr("err", res.Reply.Cause).Msg("attempt.done")
 }
 
+// news is what there is to tell about a recipient.
+func (t *trial) news(r *recipient, m *spool.Message) news {
+	life := t.lives[r.index]
+	return news{
+		index: r.index, path: r.path, params: m.Envelope.Param(r.index), outcome: *r.last, life: life, until: t.n.bornAt().Add(life),
+		expired: t.fates[r.index] == fateExpired,
+	}
+}
+
+// tellRelayed tells a sender that asked for it of what a hop took that does not offer DSN.
+func (t *trial) tellRelayed(g *group, results []relay.Result, m *spool.Message) {
+	var relayed []news
+	for i, r := range g.recipients {
+		if t.fates[r.index] == fateSent && !results[i].DSN && m.Envelope.Param(r.index).Notify.Success() {
+			relayed = append(relayed, t.news(r, m))
+		}
+	}
+	_ = t.report(m, actionRelayed, relayed) // what was taken is taken
+}
+
+// report spools a DSN, as far as the sender wants it.
+func (t *trial) report(m *spool.Message, a action, all []news) error {
+	told := t.wanted(t.n.id, m.Envelope, a, all)
+	if len(told) == 0 {
+		return nil
+	}
+	id, err := t.tell(t.n.id, m.Envelope, a, told, m.Content)
+	if err == nil {
+		t.dsns = append(t.dsns, id)
+	}
+	return err
+}
+
 // settle makes durable what the attempts brought; gone says that the item is no more.
+//
+//	a recipient was            and the sender is told     so it is
+//	taken                      where it asked for that    closed
+//	refused for good           it                         closed
+//	                           not yet                    open, not tried again: told later
+//	put off, its life over     it                         closed
+//	                           not yet                    open
+//	put off, for 4 hours       once                       open
+//	put off, or not tried                                 open
+//
+// The DSN is spooled first, with what it tells, and not tried before the item's own state is saved: so a start after a kill finds
+// both, or neither, or the DSN alone and closes by it what it tells (load).
 func (t *trial) settle(m *spool.Message) (gone bool) {
 	n, now := t.n, t.o.Now()
-	var failed []failure
-	expired := now.Sub(n.bornAt()) >= t.o.Life()
-	for _, r := range n.open {
-		if t.fates[r.index] == fateLater && expired {
-			t.fates[r.index] = fateExpired
-		}
-		switch t.fates[r.index] {
-		case fateFailed:
-			failed = append(failed, failure{path: r.path, outcome: *r.last})
-		case fateExpired:
-			failed = append(failed, failure{path: r.path, outcome: *r.last, expired: true})
-		}
-	}
-	if len(failed) > 0 && !t.report(m, failed) {
-		// They stay open: what is refused for good will be so again.
-		for i, f := range t.fates {
-			if f == fateFailed || f == fateExpired {
-				t.fates[i] = fateLater
-			}
-		}
-	}
+	t.tellFailed(m, now)
+	t.tellDelayed(m, now)
 	open, closed := t.close()
 	t.mu.Lock()
 	n.open = open
 	if t.ended {
 		n.attempts++
 		n.next = now.Add(backoff(n.attempts, rand.Float64()))
-		if end := n.bornAt().Add(t.o.Life()); n.next.After(end) && end.After(now) {
-			n.next = end // the last attempt is at the end of its life
-		}
 		n.transport = t.transport
 	} // else it was not tried: it is due as before
-	for _, r := range open {
-		if r.last != nil {
-			n.lastReply, n.class = r.last.reply().String(), r.last.Class
+	for i := range open {
+		if open[i].last != nil {
+			n.lastReply, n.class = open[i].last.reply().String(), open[i].last.Class
+		}
+		// The last attempt is at the end of a life.
+		if life, tried := t.lives[open[i].index]; tried && t.ended {
+			if end := n.bornAt().Add(life); n.next.After(end) && end.After(now) {
+				n.next = end
+			}
 		}
 	}
 	saved := n.state()
@@ -244,6 +298,56 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 	}
 	t.health.note(now, t.log, err) // what could not be saved leaves the mark, which names what a restart delivers again
 	return len(open) == 0
+}
+
+// tellFailed reports who is given up. Where that is not possible they stay open.
+func (t *trial) tellFailed(m *spool.Message, now time.Time) {
+	var failed []news
+	for i := range t.n.open {
+		r := &t.n.open[i]
+		if t.fates[r.index] == fateLater && now.Sub(t.n.bornAt()) >= t.lives[r.index] {
+			t.fates[r.index] = fateExpired
+		}
+		if f := t.fates[r.index]; f == fateFailed || f == fateExpired {
+			failed = append(failed, t.news(r, m))
+		}
+	}
+	err := t.report(m, actionFailed, failed)
+	if err == nil {
+		return
+	}
+	if errors.Is(err, errTooMany) && now.Sub(t.n.bornAt()) >= t.lives[failed[0].index]+limitPatience {
+		for _, f := range t.wanted(t.n.id, m.Envelope, actionFailed, failed) {
+			t.untold(t.n.id, m.Envelope, &f, err.Error())
+		}
+		return
+	}
+	for i := range t.n.open {
+		r := &t.n.open[i]
+		switch t.fates[r.index] {
+		case fateFailed:
+			r.unreported = true
+			fallthrough
+		case fateExpired:
+			t.fates[r.index] = fateLater
+		}
+	}
+}
+
+// tellDelayed tells once of each recipient that has been waiting for long.
+func (t *trial) tellDelayed(m *spool.Message, now time.Time) {
+	after := t.o.DelayNotice()
+	if after <= 0 || now.Sub(t.n.bornAt()) < after {
+		return
+	}
+	var delayed []news
+	for i := range t.n.open {
+		if r := &t.n.open[i]; t.fates[r.index] == fateLater && !r.delayTold && !r.unreported && now.Sub(t.n.bornAt()) < t.lives[r.index] {
+			r.delayTold = true
+			delayed = append(delayed, t.news(r, m))
+		}
+	}
+	_ = t.report(m, actionDelayed, delayed) // a courtesy: not tried again
 }
 
 // close gives the recipients that stay, and counts and notes those that do not.
@@ -291,5 +395,10 @@ func (t *trial) giveBack(gone bool) {
 	}
 	for _, key := range t.answered {
 		t.unstickAllLocked(key, now)
+	}
+	for _, id := range t.dsns {
+		d := t.items[id]
+		t.idleLocked(d)
+		t.due.set(d, now)
 	}
 }

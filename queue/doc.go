@@ -6,13 +6,21 @@
 //  1. Put gives it to the spool, and returns when it is on the disk.
 //  2. Run takes what is due, groups the open forward-paths by next hop, and makes one attempt for each group.
 //  3. Delivered paths are closed on disk; refused ones are reported in one DSN, which is spooled before they are closed; the
-//     others stay, to be tried again after 1 minute, 2, 4 … about an hour, until the item's life is over.
+//     others stay, to be tried again after 1 minute, 2, 4 … about an hour, until the item's life is over, and their sender is told
+//     once that they are late. The table at settle says it all.
 //  4. With its last path closed the item is removed.
 //
 // # Invariants
 //
 //   - What Put returned without error is on disk and is removed only when every forward-path was delivered or reported.
 //   - What Put returned with an error is not there; where the disk has failed it may come back after a restart.
+//   - The sender is told once, by DSN, of each path that fails, is late, or was passed on, as far as its NOTIFY wants it (RFC 3461),
+//     wherever the process is killed.
+//   - Nobody is told who has a null reverse-path. Nor is a reverse-path, which may be forged, of mail from outside our networks for
+//     a path that was never verified, which means that we took it while its next hop was out of reach: what the next hop then
+//     refuses is named in the log (dsn.none) and counted. Only where such a path is given up at the end of its life, since its next
+//     hop was never in reach, the sender is told: the path may well exist, and mail that was accepted is not lost in silence.
+//   - At most 100 DSNs an hour go to one reverse-path and 10,000 in all; what is over that waits for its turn, untried.
 //   - One attempt at a time for an item; an item being tried cannot be deleted.
 //   - A message is delivered twice only where an attempt was cut between the next hop's 250 and our note of it; the log then
 //     has attempt.cut, or attempt.done with "no answer to the final dot", with the item's ID.

@@ -95,7 +95,7 @@ func TestDSN(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	content := "Subject: hello\r\nX-Long: " + strings.Repeat("y", 2000) + "\r\nX-8: \xfc\r\n--=_x\r\n\r\nsecret body\r\n"
 	e := &mail.Envelope{ReversePath: path(`"a b"@a.test`), ReceivedAt: time.Now()}
-	id, err := q.DSN(context.Background(), e, []relay.Result{
+	ids, err := q.DSN(context.Background(), e, []relay.Result{
 		{Path: path("ok@b.test"), Reply: &mail.Reply{Code: 250}},
 		{Path: path("no@b.test"), Hop: "mx.b.test:25", Reply: &mail.Reply{Code: 550, Enhanced: [3]int{5, 1, 1}, Text: "no\nsuch user"}},
 		{Path: path("bare@b.test"), Reply: &mail.Reply{Code: 554, Text: strings.Repeat("long ", 600)}},
@@ -104,6 +104,7 @@ func TestDSN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	id := ids[0]
 	item, _, err := q.Show(id)
 	if err != nil || !item.ReversePath.IsNull() || len(item.ForwardPaths) != 1 || item.ForwardPaths[0] != e.ReversePath {
 		t.Fatalf("item %+v, %v", item, err)
@@ -154,12 +155,12 @@ func TestDSN(t *testing.T) {
 func TestDSNWithUTF8Addresses(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	e := &mail.Envelope{ReversePath: path("ä@a.test"), SMTPUTF8: true}
-	id, err := q.DSN(context.Background(), e, []relay.Result{{Path: path("ü@b.test"), Reply: &mail.Reply{Code: 550}}},
+	ids, err := q.DSN(context.Background(), e, []relay.Result{{Path: path("ü@b.test"), Reply: &mail.Reply{Code: 550}}},
 		strings.NewReader("Subject: ö\r\n\r\nx\r\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := q.spool.Open(id)
+	m, err := q.spool.Open(ids[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,49 +216,16 @@ func TestDSNsAreSpooledIntoTheRoomThatIsKeptFree(t *testing.T) {
 func TestNoDSNForANullReversePathOrWithoutAFailure(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	no := []relay.Result{{Path: path("no@b.test"), Reply: &mail.Reply{Code: 550}}}
-	if id, err := q.DSN(context.Background(), &mail.Envelope{}, no, strings.NewReader(body)); id != "" || err != nil {
-		t.Errorf("null reverse-path: %q, %v", id, err)
+	if ids, err := q.DSN(context.Background(), &mail.Envelope{}, no, strings.NewReader(body)); ids != nil || err != nil {
+		t.Errorf("null reverse-path: %q, %v", ids, err)
 	}
 	ok := []relay.Result{{Path: path("ok@b.test"), Reply: &mail.Reply{Code: 250}}}
 	e := &mail.Envelope{ReversePath: path("a@a.test")}
-	if id, err := q.DSN(context.Background(), e, ok, strings.NewReader(body)); id != "" || err != nil {
-		t.Errorf("no failure: %q, %v", id, err)
+	if ids, err := q.DSN(context.Background(), e, ok, strings.NewReader(body)); ids != nil || err != nil {
+		t.Errorf("no failure: %q, %v", ids, err)
 	}
 	if len(q.List()) != 0 {
 		t.Errorf("items %v", q.List())
-	}
-}
-
-// After a crash between the DSN and the closing of its paths, the same refusals give the same DSN, not a second one.
-func TestDSNIsNotDoubledByACrash(t *testing.T) {
-	dir := t.TempDir()
-	q := openTest(t, dir, nil)
-	id := q.mustPut(t, false, draft("from@a.test", "no@b.test"))[0]
-	m, err := q.spool.Open(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr := &trial{Queue: q.Queue, n: q.items[id]}
-	failed := []failure{{path: path("no@b.test"), outcome: outcome{Code: 550}}}
-	if !tr.report(m, failed) {
-		t.Fatal("not reported")
-	}
-	m.Close()
-	q.Close() // the crash: the item is still there
-	q = openTest(t, dir, nil)
-	if len(q.List()) != 2 {
-		t.Fatalf("items %v", q.List())
-	}
-	q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
-		if a.Envelope.ReversePath.IsNull() {
-			return outOfReach(a)
-		}
-		return answers(a)
-	})
-	q.run(t)
-	waitFor(t, "only the DSN is left", func() bool { i := q.List(); return len(i) == 1 && i[0].ReversePath.IsNull() && i[0].Attempts == 1 })
-	if q.Stats().DSNs != 0 {
-		t.Error("a second DSN was made")
 	}
 }
 

@@ -113,6 +113,7 @@ type Stats struct {
 	Failed   uint64    `json:"failed"`     // forward-paths refused for good
 	Expired  uint64    `json:"expired"`    // forward-paths given up at the end of an item's life
 	DSNs     uint64    `json:"dsns"`       // DSNs spooled
+	Untold   uint64    `json:"untold"`     // forward-paths given up without a DSN
 	Cut      uint64    `json:"cut"`        // attempts that a killed daemon left, found at start
 	Unsure   uint64    `json:"unanswered"` // attempts whose final dot was not answered
 }

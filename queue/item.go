@@ -2,6 +2,7 @@ package queue
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 
 	"mailproxy/mail"
@@ -45,6 +46,9 @@ type recipient struct {
 	index int // in the envelope
 	path  mail.Path
 	last  *outcome
+
+	unreported bool // refused for good, by last, and not yet told: it is not tried again
+	delayTold  bool // its sender was told that it is late
 }
 
 // An entry is the small view of an item that is kept in memory. Its fields are guarded by Queue.mu, but while busy is set open
@@ -92,7 +96,10 @@ func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 		if done[i] {
 			continue
 		}
-		n.open = append(n.open, recipient{index: i, path: p, last: s.Last[i]})
+		n.open = append(n.open, recipient{
+			index: i, path: p, last: s.Last[i],
+			unreported: s.Last[i] != nil && slices.Contains(s.Unreported, i), delayTold: slices.Contains(s.DelayTold, i),
+		})
 		if s.Last[i] != nil {
 			n.lastReply, n.class = s.Last[i].reply().String(), s.Last[i].Class
 		}
@@ -109,6 +116,12 @@ func (n *entry) state() *state {
 				s.Last = make(map[int]*outcome)
 			}
 			s.Last[r.index] = r.last
+		}
+		if r.unreported {
+			s.Unreported = append(s.Unreported, r.index)
+		}
+		if r.delayTold {
+			s.DelayTold = append(s.DelayTold, r.index)
 		}
 	}
 	return s

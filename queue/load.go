@@ -3,7 +3,9 @@ package queue
 import (
 	"container/heap"
 	"path/filepath"
+	"slices"
 
+	"mailproxy/mail"
 	"mailproxy/spool"
 )
 
@@ -11,6 +13,7 @@ import (
 func (q *Queue) load() error {
 	var held, cut []string
 	var moving []*entry
+	var told []*mail.About
 	err := q.spool.Each(func(f spool.Found) error {
 		if f.Held {
 			held = append(held, f.ID)
@@ -29,6 +32,9 @@ func (q *Queue) load() error {
 		if s.Moving != 0 { // that node may have it, too
 			moving = append(moving, n)
 			q.log.Warn().Str("item", f.ID).Int("to", int(s.Moving)).Msg("move.cut")
+		}
+		if f.Envelope.About != nil {
+			told = append(told, f.Envelope.About)
 		}
 		if !f.Tried.IsZero() { // what it had sent may arrive a second time
 			cut = append(cut, f.ID)
@@ -57,10 +63,47 @@ func (q *Queue) load() error {
 		}
 	}
 	heap.Init(&q.due)
+	for _, about := range told {
+		if err := q.loadTold(about); err != nil {
+			return err
+		}
+	}
 	for _, name := range q.spool.Aside() {
 		q.log.Error().Str("file", filepath.Join(q.o.Dir, "damaged", name)).Msg("spool.damaged")
 	}
 	return nil
+}
+
+// loadTold settles an item by a DSN that tells of it: a kill may have come between the two.
+func (q *Queue) loadTold(about *mail.About) error {
+	n := q.items[about.Item]
+	if n == nil {
+		return nil
+	}
+	changed := false
+	open := n.open[:0]
+	for _, r := range n.open {
+		switch told := slices.Contains(about.Recipients, r.index); {
+		case told && about.Delayed:
+			changed = changed || !r.delayTold
+			r.delayTold = true
+		case told:
+			changed = true
+			n.done = append(n.done, r.index)
+			continue
+		}
+		open = append(open, r)
+	}
+	if n.open = open; len(open) == 0 {
+		delete(q.items, n.id)
+		q.due.remove(n)
+		q.log.Info().Str("item", n.id).Str("reason", "told before the stop").Msg("item.done")
+		return q.spool.Remove(n.id)
+	}
+	if !changed {
+		return nil
+	}
+	return q.saveState(n.id, n.state(), false)
 }
 
 func (q *Queue) loadDamaged(id string, err error) error {

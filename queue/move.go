@@ -164,6 +164,9 @@ func (m *Moved) check() (*state, error) {
 		return nil, fmt.Errorf("bad item: ID %q", m.ID)
 	}
 	count := len(m.Envelope.ForwardPaths)
+	if params := len(m.Envelope.Params); params != 0 && params != count {
+		return nil, fmt.Errorf("bad item: parameters of %d forward-paths", params)
+	}
 	if count == 0 || m.Size < 0 || m.Size > maxMoved || m.Envelope.ReceivedAt.IsZero() {
 		return nil, fmt.Errorf("bad item: %d forward-paths, %d octets", count, m.Size)
 	}

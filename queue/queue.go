@@ -20,6 +20,7 @@ import (
 // Defaults of Options.
 const (
 	defaultLife        = 5 * 24 * time.Hour // RFC 5321 §4.5.4.1: 4-5 days at least
+	defaultDelayNotice = 4 * time.Hour
 	defaultConcurrency = 100
 	defaultPerHop      = 20
 	maxShownHeader     = 64 << 10 // octets
@@ -38,8 +39,10 @@ type Options struct {
 	Transport func(name string) (config.Transport, bool)
 	// Hostname is how DSNs name us.
 	Hostname string
-	// Life is how long an item is tried; nil is 5 days.
+	// Life is how long an item is tried by a transport that has no QueueLife of its own; nil is 5 days.
 	Life func() time.Duration
+	// DelayNotice is after how long the sender is told that an item is late; 0 is never, nil is 4 hours.
+	DelayNotice func() time.Duration
 	// MinFree is how many octets stay free on the spool's file system.
 	MinFree int64
 	// Concurrency is how many items are tried at once; 0 is 100.
@@ -58,6 +61,7 @@ type Queue struct {
 	log     zerolog.Logger
 	deliver func(context.Context, relay.Attempt) ([]relay.Result, error)
 	health  health
+	limit   dsnLimit
 	wake    chan struct{} // capacity 1: the schedule changed
 
 	anyStuck atomic.Int64 // entries in stuck, to be looked at without mu
@@ -82,6 +86,9 @@ func Open(o Options) (*Queue, error) {
 	}
 	if o.Life == nil {
 		o.Life = func() time.Duration { return defaultLife }
+	}
+	if o.DelayNotice == nil {
+		o.DelayNotice = func() time.Duration { return defaultDelayNotice }
 	}
 	o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency)
 	o.PerHop = cmp.Or(o.PerHop, defaultPerHop)
@@ -115,6 +122,8 @@ type Draft struct {
 	// Tried is the attempt that was just made in the client's transaction, and for which the message is spooled: the next one
 	// waits for its time, or for that next hop to answer anyone. Nil: it is due at once.
 	Tried *relay.OutOfReach
+
+	waits bool // it is busy, as if it were being tried, until a trial's giveBack
 }
 
 // Put spools the drafts, all or none, and returns when they are durable. Held ones are not tried before Release. The error is a
@@ -168,7 +177,8 @@ func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64
 		}
 		n.held = held
 		q.items[id] = n
-		if !held {
+		n.busy = drafts[i].waits
+		if !held && !n.busy {
 			q.due.set(n, now)
 			q.triedLocked(n, drafts[i].Tried, now)
 		}

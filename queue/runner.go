@@ -17,6 +17,7 @@ type group struct {
 	transport  config.Transport
 	domain     string
 	refused    *mail.Reply
+	unreported bool         // they were refused before: what is left to do is to tell
 	recipients []*recipient // into entry.open
 }
 
@@ -82,6 +83,10 @@ func (q *Queue) plan(n *entry) []*group {
 	byKey := make(map[string]*group, 1)
 	for i := range n.open {
 		r := &n.open[i]
+		if r.unreported {
+			groups = append(groups, &group{unreported: true, recipients: []*recipient{r}})
+			continue
+		}
 		t, refused := q.wayOf(n.via, r.path)
 		if refused != nil {
 			groups = append(groups, &group{refused: refused, recipients: []*recipient{r}})

@@ -73,8 +73,59 @@ func TestScheduleOfAnItemThatIsNeverTaken(t *testing.T) {
 		if last := at[len(at)-1]; last != defaultLife {
 			t.Errorf("last attempt after %v", last)
 		}
-		if s := q.Stats(); s.Expired != 1 || s.DSNs != 1 || s.Sent != 1 {
+		if s := q.Stats(); s.Expired != 1 || s.DSNs != 2 || s.Sent != 2 { // it was late, and it was given up
 			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+// The notice is sent with the first attempt behind the delay, and not again, after a restart either.
+func TestALateItemIsToldOfOnce(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var told []time.Duration
+		serve := func(a relay.Attempt) ([]relay.Result, error) {
+			if !a.Envelope.ReversePath.IsNull() {
+				return outOfReach(a)
+			}
+			text := readAll(t, a.Content)
+			if !strings.Contains(text, "Action: delayed\r\n") || !strings.Contains(text, "Status: 4.4.1\r\n") ||
+				!strings.Contains(text, "Will-Retry-Until: "+start.Add(defaultLife).Format(time.RFC1123Z)+"\r\n") {
+				t.Errorf("DSN:\n%s", text)
+			}
+			told = append(told, time.Since(start))
+			return answers(a)
+		}
+		for day := range 3 {
+			q := openTest(t, dir, nil)
+			q.hop.set(serve)
+			if day == 0 {
+				q.mustPut(t, false, draft("from@a.test", "x@b.test"))
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = q.Run(ctx) })
+			time.Sleep(24 * time.Hour)
+			cancel()
+			wg.Wait()
+			q.Close()
+		}
+		if len(told) != 1 || told[0] < defaultDelayNotice || told[0] > defaultDelayNotice+lastDelay*12/10 {
+			t.Errorf("told after %v", told)
+		}
+	})
+}
+
+func TestNobodyIsToldOfDelayWhereTheSettingIsZero(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		q.o.DelayNotice = func() time.Duration { return 0 }
+		q.hop.set(outOfReach)
+		q.mustPut(t, false, draft("from@a.test", "x@b.test"))
+		time.Sleep(48 * time.Hour)
+		synctest.Wait()
+		if s := q.Stats(); s.DSNs != 0 || len(q.List()) != 1 {
+			t.Errorf("%+v", s)
 		}
 	})
 }
@@ -91,7 +142,7 @@ func TestTemporaryAnswersAreTriedAgainAndExpireTogether(t *testing.T) {
 		q.mustPut(t, false, draft("from@a.test", "later1@b.test", "later2@b.test", "later3@c.test"))
 		time.Sleep(defaultLife + time.Minute)
 		synctest.Wait()
-		if s := q.Stats(); len(q.List()) != 0 || s.Expired != 3 || s.DSNs != 1 {
+		if s := q.Stats(); len(q.List()) != 0 || s.Expired != 3 || s.DSNs != 2 { // they were late, and they were given up
 			t.Errorf("%+v, %+v", q.List(), s)
 		}
 		if strings.Count(dsn, "Status: 5.4.7") != 3 || !strings.Contains(dsn, "given up after 5 days") ||

@@ -71,6 +71,10 @@ type state struct {
 	Via    string        `json:"via,omitempty"`
 	// Moving is the node that it is being given to; 0 for none. That node may have it, too.
 	Moving config.CID `json:"moving,omitempty"`
+	// Unreported are open ones that were refused for good, and whose sender could not be told yet.
+	Unreported []int `json:"unreported,omitempty"`
+	// DelayTold are open ones whose sender was told that they are late.
+	DelayTold []int `json:"delay_told,omitempty"`
 }
 
 // classes are the reason classes of relay's stages.

@@ -286,17 +286,15 @@ func (d *delivery) mayComeTwice(out outcome, err error, reason string) {
 	d.log.Warn().Str("transaction", d.tx.id).Str("hop", out.hop).Err(err).Str("reason", reason).Msg("mail.possible_duplicate")
 }
 
-// report sends a DSN for recipients that were refused for good, while others were taken.
+// report tells the sender, by DSN, of recipients that were refused for good while others were taken, and of what it wants to hear
+// besides.
 func (d *delivery) report() error {
-	var recipients []int
-	var results []relay.Result
-	for _, a := range d.refused {
-		if a.Reply.Permanent() {
-			recipients, results = append(recipients, a.recipient), append(results, a.Result)
-		}
-	}
-	if len(results) == 0 {
+	if d.tx.envelope.Params == nil && !slices.ContainsFunc(d.refused, func(a answer) bool { return a.Reply.Permanent() }) {
 		return nil
+	}
+	recipients, results := make([]int, len(d.refused)), make([]relay.Result, len(d.refused))
+	for i, a := range d.refused {
+		recipients[i], results[i] = a.recipient, a.Result
 	}
 	e := d.tx.envelope.For(recipients)
 	_, err := d.server.o.Queue.DSN(context.WithoutCancel(d.ctx), &e, results, d.message)

@@ -48,6 +48,7 @@ func QueueCollector(q *queue.Queue) prometheus.Collector {
 		counter("failed_total", "Forward-paths refused for good.", func(s queue.Stats) uint64 { return s.Failed }),
 		counter("expired_total", "Forward-paths given up at the end of their life.", func(s queue.Stats) uint64 { return s.Expired }),
 		counter("dsns_total", "DSNs made.", func(s queue.Stats) uint64 { return s.DSNs }),
+		counter("untold_total", "Forward-paths given up without a DSN.", func(s queue.Stats) uint64 { return s.Untold }),
 		counter("cut_attempts_total", "Attempts that a killed daemon left; each may have been delivered.",
 			func(s queue.Stats) uint64 { return s.Cut }),
 		counter("unanswered_attempts_total", "Attempts whose final dot was not answered; each may have been delivered.",
