@@ -36,6 +36,8 @@ type nextHop struct {
 
 	// postmaster: mail for it is taken whatever the next hop thinks (RFC 5321 §4.5.1).
 	postmaster bool
+	// unverified: nobody said that the recipient exists.
+	unverified bool
 }
 
 // session is what go-smtp calls; everything is in its conn.
@@ -112,7 +114,9 @@ func (s session) Rcpt(string, *smtp.RcptOptions) error {
 			Msg("recipient.refused")
 		return c.door(refused, nil)
 	}
-	c.tx.envelope.Add(to, c.next.params)
+	params := c.next.params
+	params.Unverified = hop.unverified && !c.tx.trusted
+	c.tx.envelope.Add(to, params)
 	c.tx.hops = append(c.tx.hops, hop)
 	return c.door(replyRcptOK, nil)
 }
@@ -147,7 +151,7 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 		return to, nextHop{}, refused
 	}
 	hop := nextHop{transport: transport, domain: config.ASCIIDomain(to.Domain), ours: tx.rules.Ours(to), postmaster: path.IsPostmaster()}
-	if !hop.ours || hop.postmaster {
+	if hop.unverified = hop.postmaster; !hop.ours || hop.postmaster {
 		return to, hop, nil
 	}
 	if listed, known := tx.rules.Listed(to); listed {
@@ -160,6 +164,7 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	var away *relay.OutOfReach
 	switch {
 	case errors.As(err, &away):
+		hop.unverified = true
 		return to, hop, nil // it will be queued
 	case err != nil:
 		return to, hop, internal(err)
