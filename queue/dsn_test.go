@@ -290,9 +290,12 @@ func TestDSNInASCIIOfAUTF8Recipient(t *testing.T) {
 
 func TestDSNsAreBounded(t *testing.T) {
 	inBubble(t, func(t *testing.T, q *testQueue) {
+		var mu sync.Mutex
 		var told int
 		attempts := map[string]int{}
 		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if a.Envelope.ReversePath.IsNull() {
 				told++
 			} else {
