@@ -1,7 +1,9 @@
 package smtpd
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -195,6 +197,9 @@ func (h *hop) answerAs(say string) {
 func spooled(t *testing.T, g *rig) (queued, reported string) {
 	t.Helper()
 	there, _, err := spool.Inspect(g.spool)
+	for errors.Is(err, fs.ErrNotExist) { // a segment was tidied away meanwhile
+		there, _, err = spool.Inspect(g.spool)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
