@@ -30,8 +30,9 @@ const (
 type row struct {
 	name string
 	addr string
-	// kept and fresh are how many messages make a round of about two seconds, with connections kept and one for each message.
-	kept, fresh int
+	// kept and fresh are how many messages make a round of about two seconds, with connections kept and one for each message; many, of
+	// twenty forward-paths each; big, of 1 MB each.
+	kept, fresh, many, big int
 	// answered holds the messages a second that were answered with 250 in each round; through, those that reached the sink. Only a
 	// queue makes a difference.
 	answered, through []float64
@@ -59,6 +60,9 @@ func (b *bench) startLane(ctx context.Context) (*lane, error) {
 	if l.node, err = b.startNode(ctx, "gateway", nodeIP); err != nil {
 		return nil, err
 	}
+	if err := l.node.unlimited(ctx); err != nil {
+		return nil, err
+	}
 	if err := l.node.relays(ctx, liveDomain, sinkAddr); err != nil {
 		return nil, err
 	}
@@ -68,10 +72,10 @@ func (b *bench) startLane(ctx context.Context) (*lane, error) {
 // rows are what a round consists of.
 func (l *lane) rows() []*row {
 	return []*row{
-		{name: "direct", addr: sinkAddr, kept: 20000, fresh: 12000},
-		{name: "haproxy", addr: haproxyAddr, kept: 15000, fresh: 6000},
-		{name: "postfix", addr: postfixAddr, kept: 2500, fresh: 1600},
-		{name: "mailproxy", addr: l.node.smtp(), kept: 10000, fresh: 6000},
+		{"direct", sinkAddr, 20000, 12000, 4000, 800, nil, nil},
+		{"haproxy", haproxyAddr, 15000, 6000, 3000, 500, nil, nil},
+		{"postfix", postfixAddr, 2500, 1600, 1000, 300, nil, nil},
+		{"mailproxy", l.node.smtp(), 10000, 6000, 3000, 500, nil, nil},
 	}
 }
 
@@ -86,19 +90,12 @@ func measureCutThrough(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	for _, kept := range []bool{true, false} {
+	for _, way := range cutThroughWays() {
 		rows := l.rows()
-		err := inRounds(rows, func(r *row) error {
-			n := r.kept
-			if !kept {
-				n = r.fresh
-			}
-			return l.round(ctx, b, r, load{messages: n, kept: kept})
-		})
-		if err != nil {
+		if err := inRounds(rows, func(r *row) error { return l.round(ctx, b, r, way.load(r)) }); err != nil {
 			return err
 		}
-		b.addCutThrough(rows, kept)
+		b.addCutThrough(rows, way)
 	}
 	rows := l.rows()[2:] // forward-paths that were never seen before: Postfix and mailproxy cache answers by them
 	if err := inRounds(rows, func(r *row) error {
@@ -111,6 +108,22 @@ func measureCutThrough(ctx context.Context, b *bench) error {
 	}
 	b.addRounds("smtp.cutthrough.distinct.vs_postfix", "x", goal{}, ratios(rows[1].answered, rows[0].answered))
 	return nil
+}
+
+// A cutThroughWay is one kind of load, and what is wanted of mailproxy beside the others.
+type cutThroughWay struct {
+	name                 string
+	load                 func(*row) load
+	vsHAProxy, vsPostfix goal
+}
+
+func cutThroughWays() []cutThroughWay {
+	return []cutThroughWay{
+		{"kept", func(r *row) load { return load{messages: r.kept, kept: true} }, atLeast(0.75), atLeast(3)},
+		{"new", func(r *row) load { return load{messages: r.fresh} }, atLeast(1), atLeast(3)},
+		{"20rcpt", func(r *row) load { return load{messages: r.many, kept: true, paths: 20} }, atLeast(0.75), goal{}},
+		{"1mb", func(r *row) load { return load{messages: r.big, kept: true, size: 1 << 20} }, atLeast(0.7), atLeast(1)},
+	}
 }
 
 // inRounds does every row in each round, in turning order, so that a slow drift of the machine hits all of them.
@@ -154,19 +167,16 @@ func (l *lane) round(ctx context.Context, b *bench, r *row, send load) error {
 	return nil
 }
 
-// addCutThrough adds the figures of one way to connect. Postfix answers before the next hop has the mail; the ratio that counts is
+// addCutThrough adds the figures of one way. Postfix answers before the next hop has the mail; the ratio that counts is
 // against that higher rate, vs_postfix_through is against what came out of it.
-func (b *bench) addCutThrough(rows []*row, kept bool) {
-	prefix := "smtp.cutthrough.new."
-	if kept {
-		prefix = "smtp.cutthrough.kept."
-	}
+func (b *bench) addCutThrough(rows []*row, way cutThroughWay) {
+	prefix := "smtp.cutthrough." + way.name + "."
 	haproxy, postfix, own := rows[1], rows[2], rows[3]
 	for _, r := range rows {
 		b.addRounds(prefix+r.name+".msgs_per_s", "msg/s", goal{}, r.answered)
 	}
 	b.addRounds(prefix+"postfix.through.msgs_per_s", "msg/s", goal{}, postfix.through)
-	b.addRounds(prefix+"vs_postfix", "x", atLeast(2), ratios(own.answered, postfix.answered))
+	b.addRounds(prefix+"vs_postfix", "x", way.vsPostfix, ratios(own.answered, postfix.answered))
 	b.addRounds(prefix+"vs_postfix_through", "x", goal{}, ratios(own.through, postfix.through))
-	b.addRounds(prefix+"vs_haproxy", "x", goal{}, ratios(own.answered, haproxy.answered))
+	b.addRounds(prefix+"vs_haproxy", "x", way.vsHAProxy, ratios(own.answered, haproxy.answered))
 }

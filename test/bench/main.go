@@ -21,8 +21,12 @@ type measurement struct {
 func measurements() []measurement {
 	return []measurement{
 		{"memory", measureMemory},
+		{"memory.bodies", measureBodies},
+		{"smtp.latency", measureLatency},
 		{"smtp.cutthrough", measureCutThrough},
+		{"smtp.flat", measureFlat},
 		{"smtp.spool", measureSpool},
+		{"smtp.drain", measureDrain},
 		{"cluster", measureCluster},
 		{"cluster.commit_to_slave.rtt100", measureFar},
 		{"cluster.handover_ms", measureHandOver},

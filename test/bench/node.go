@@ -82,6 +82,12 @@ func (n *node) pmgcm(ctx context.Context, args ...string) (string, error) {
 	return n.b.output(ctx, n.env(), append([]string{filepath.Join(n.b.bin, "pmgcm")}, args...)...)
 }
 
+// unlimited lets one client connect as often as it likes, which it may by Postfix's defaults, too.
+func (n *node) unlimited(ctx context.Context) error {
+	_, err := n.mailproxy(ctx, "setting", "set", "max_connections_per_minute", "0")
+	return err
+}
+
 // relays makes a domain's mail go to a next hop, and waits until the node's SMTP takes mail for it.
 func (n *node) relays(ctx context.Context, domain, to string) error {
 	// Whoever makes the load is one client.

@@ -57,6 +57,7 @@ transport_maps = inline:{ %[6]s=smtp:[%[7]s]:%[8]s }
 `
 
 const postfixMaster = `%s inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 rewrite unix - - n - - trivial-rewrite

@@ -79,10 +79,10 @@ func TestNumber(t *testing.T) {
 func TestBenchOnlyLeavesMeasurementsIn(t *testing.T) {
 	for only, want := range map[string][]string{
 		"": {
-			"memory", "smtp.cutthrough", "smtp.spool", "cluster", "cluster.commit_to_slave.rtt100", "cluster.handover_ms",
+			"memory", "memory.bodies", "smtp.latency", "smtp.cutthrough", "smtp.flat", "smtp.spool", "smtp.drain", "cluster", "cluster.commit_to_slave.rtt100", "cluster.handover_ms",
 			"cluster.forced_promote_ms", "cluster.away_10000_commits_s", "cluster.16", "cluster.full_sync_1m",
 		},
-		"smtp":                 {"smtp.cutthrough", "smtp.spool"},
+		"smtp":                 {"smtp.latency", "smtp.cutthrough", "smtp.flat", "smtp.spool", "smtp.drain"},
 		"smtp.spool":           {"smtp.spool"},
 		"smtp.cutthrough.kept": {"smtp.cutthrough"},
 		"memory.idle_mb":       {"memory"},

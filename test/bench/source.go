@@ -1,13 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strconv"
 	"time"
 )
 
-// messageBytes is the body that smtp-source sends; it adds a header of its own.
+// messageBytes is the body that smtp-source sends where nothing else is said; it adds a header of its own.
 const messageBytes = 4096
 
 // A load is what one run of Debian's smtp-source sends.
@@ -20,12 +21,14 @@ type load struct {
 	kept bool
 	// distinct gives each message a forward-path of its own.
 	distinct bool
+	size     int // of the body, in octets; 0: messageBytes
+	paths    int // forward-paths of each message; 0: one
 }
 
 // send sends and gives the time until the last message was answered with 250. Any other answer is an error.
 func (b *bench) send(ctx context.Context, l load) (time.Duration, error) {
-	argv := []string{"smtp-source", "-4", "-s", strconv.Itoa(l.sessions), "-m", strconv.Itoa(l.messages), "-l", strconv.Itoa(messageBytes),
-		"-M", "client.bench.test", "-f", "sender@client.bench.test", "-t", l.to}
+	argv := []string{"smtp-source", "-4", "-s", strconv.Itoa(l.sessions), "-m", strconv.Itoa(l.messages),
+		"-l", strconv.Itoa(cmp.Or(l.size, messageBytes)), "-r", strconv.Itoa(cmp.Or(l.paths, 1)), "-M", "client.bench.test", "-f", "sender@client.bench.test", "-t", l.to}
 	if l.kept {
 		argv = append(argv, "-d")
 	}
