@@ -52,6 +52,7 @@ func rules() map[string]rule {
 		"test/e2e":         {tests: []string{"config", "web", "internal/testbin", "test/lab"}},
 		"test/history":     {ours: []string{"config"}},
 		"test/chaos":       {ours: []string{"config", "test/lab", "test/history"}},
+		"test/crash":       {ours: []string{"test/lab"}},
 		"test/bench":       {ours: []string{"config", "db", "internal/farlink"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }
