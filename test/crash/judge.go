@@ -81,7 +81,6 @@ type verdict struct {
 	doubled, allowed  int
 	// unexplained are copies of messages whose client always had an answer.
 	unexplained int
-	named       int
 }
 
 func (r *run) verdict() verdict {
