@@ -94,6 +94,15 @@ func describeTransport(t Transport) (object, text string) {
 	if t.TLS != "" && t.TLS != TLSMay {
 		text += ", tls " + string(t.TLS)
 	}
+	if t.Order != "" && t.Order != OrderGiven {
+		text += ", order " + string(t.Order)
+	}
+	if t.User != "" {
+		text += ", user " + quoteEmpty(t.User) + ", password " + t.Password
+	}
+	if t.Tell != "" {
+		text += ", tell " + string(t.Tell)
+	}
 	return "transport " + t.Name, text
 }
 

@@ -99,6 +99,9 @@ func (l *Local) KeyDir() string { return filepath.Join(l.StateDir, "keys") }
 // SnapshotFile keeps the last snapshot that compiled.
 func (l *Local) SnapshotFile() string { return filepath.Join(l.StateDir, "snapshot.json") }
 
+// SecretsFile keeps, sealed, what the mail path logs in with.
+func (l *Local) SecretsFile() string { return filepath.Join(l.StateDir, "secrets.json") }
+
 // LockFile is held by the one daemon of this node.
 func (l *Local) LockFile() string { return filepath.Join(l.StateDir, "lock") }
 

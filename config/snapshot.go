@@ -2,6 +2,8 @@ package config
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -64,13 +66,62 @@ type Network struct {
 	Comment string       `json:"comment,omitempty"`
 }
 
-// A Transport is a named way out: fixed hosts, tried in their order, or the MX records of the recipient's domain.
+// A Transport is a named way out: fixed hosts, or the MX records of the recipient's domain.
 type Transport struct {
 	Name  string   `json:"name"`
 	Hosts []string `json:"hosts,omitempty"` // host:port, IPv6 in brackets; empty: MX lookup
+	Order Order    `json:"order,omitempty"` // of Hosts; empty is OrderGiven
 	TLS   TLS      `json:"tls,omitempty"`   // empty is TLSMay
 
 	QueueLife Duration `json:"queue_life,omitempty"` // how long mail is tried by it; 0 is the setting queue_life
+	// User is whom we log in as (RFC 4954), with Password, which is secret:NAME; empty: we do not.
+	User     string `json:"user,omitempty"`
+	Password string `json:"password,omitempty"`
+	// Tell is how the hop is told who our client is; empty: it is not.
+	Tell Tell `json:"tell,omitempty"`
+}
+
+// Order is which of several hosts is tried first.
+type Order string
+
+// The orders: always the first in the list; the one behind the last that was the first. A host that is out of reach goes behind the
+// others in both.
+const (
+	OrderGiven      Order = "given"
+	OrderRoundRobin Order = "round-robin"
+)
+
+// Tell is how a hop is told the address of the client that a message came from.
+type Tell string
+
+// The ways: the SMTP command XCLIENT, as Postfix has it; a header of the PROXY protocol, version 2, before the greeting.
+const (
+	TellXClient Tell = "xclient"
+	TellProxy   Tell = "proxy"
+)
+
+// secretPrefix begins a reference to a secret, wherever one may stand.
+const secretPrefix = "secret:"
+
+// PasswordSecret is the name of the secret that has the password; empty where the transport logs in nowhere.
+func (t *Transport) PasswordSecret() string {
+	name, _ := strings.CutPrefix(t.Password, secretPrefix)
+	if name == t.Password {
+		return ""
+	}
+	return name
+}
+
+// Secrets gives the names of the secrets that transports refer to, sorted, each once.
+func (s *Snapshot) Secrets() []string {
+	var names []string
+	for i := range s.Transports {
+		if name := s.Transports[i].PasswordSecret(); name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // TLS is a transport's policy for STARTTLS.

@@ -93,9 +93,13 @@ type textNetwork struct {
 }
 
 type textTransport struct {
-	Name  string   `toml:"name"`
-	Hosts []string `toml:"hosts"`
-	TLS   string   `toml:"tls"`
+	Name     string   `toml:"name"`
+	Hosts    []string `toml:"hosts"`
+	Order    string   `toml:"order"`
+	TLS      string   `toml:"tls"`
+	User     string   `toml:"user"`
+	Password string   `toml:"password"`
+	Tell     string   `toml:"tell"`
 }
 
 type textDomain struct {
@@ -242,7 +246,8 @@ func (r *textReader) transport(i int, t textTransport) {
 	object := "transport " + t.Name
 	hosts := r.hosts(object, line, t.Hosts)
 	if r.named(object, line) {
-		r.parts.Transports = append(r.parts.Transports, Transport{Name: t.Name, Hosts: hosts, TLS: TLS(t.TLS)})
+		r.parts.Transports = append(r.parts.Transports, Transport{Name: t.Name, Hosts: hosts, Order: Order(t.Order), TLS: TLS(t.TLS),
+			User: t.User, Password: t.Password, Tell: Tell(t.Tell)})
 	}
 }
 
@@ -369,7 +374,11 @@ func (s *Snapshot) Text() []byte {
 		b.WriteString("\n[[transport]]\n")
 		writeString(&b, "name", x.Name)
 		writeList(&b, "hosts", x.Hosts)
+		writeString(&b, "order", string(x.Order))
 		writeString(&b, "tls", string(x.TLS))
+		writeString(&b, "user", x.User)
+		writeString(&b, "password", x.Password)
+		writeString(&b, "tell", string(x.Tell))
 	}
 	for i := range p.Domains {
 		x := &p.Domains[i]

@@ -167,7 +167,8 @@ func drawParts(t *rapid.T) *Parts {
 		}), func(n Network) netip.Prefix { return n.Prefix }).Draw(t, "networks"),
 		Transports: rapid.SliceOfDistinct(rapid.Custom(func(t *rapid.T) Transport {
 			return Transport{Name: rapid.StringMatching(`[a-z0-9._-]{1,9}`).Draw(t, "name"), Hosts: hosts.Draw(t, "hosts"),
-				TLS: rapid.SampledFrom([]TLS{"", TLSNone, TLSVerify}).Draw(t, "tls")}
+				TLS: rapid.SampledFrom([]TLS{"", TLSNone, TLSVerify}).Draw(t, "tls"), Order: rapid.SampledFrom([]Order{"", OrderRoundRobin}).Draw(t, "order"),
+				User: text.Draw(t, "user"), Password: text.Draw(t, "password"), Tell: rapid.SampledFrom([]Tell{"", TellProxy}).Draw(t, "tell")}
 		}), func(x Transport) string { return x.Name }).Draw(t, "transports"),
 		Domains: rapid.SliceOfDistinct(rapid.Custom(func(t *rapid.T) Domain {
 			return Domain{Name: rapid.StringMatching(`[a-z0-9]{1,9}\.[a-z]{2,4}`).Draw(t, "name"), Hosts: hosts.Draw(t, "hosts"),
@@ -223,6 +224,8 @@ func TestDiff(t *testing.T) {
 	b.Settings = []Setting{{"max_errors", ""}}
 	b.Domains[0].Hosts = []string{"10.0.0.2:25"}
 	b.Transports = b.Transports[:1]
+	b.Transports[0].Order, b.Transports[0].Tell = OrderRoundRobin, TellProxy
+	b.Transports[0].User, b.Transports[0].Password = "us", "secret:x"
 	b.Networks = append(b.Networks, prefix("192.0.2.0/24"))
 	b.Domains = b.Domains[:1]
 	a.Recipients = []RecipientList{{"a.test", []string{"a", "b", "c"}}, {"b.test", []string{"*"}}, {"d.test", []string{"x"}}}
@@ -232,7 +235,9 @@ func TestDiff(t *testing.T) {
 		got = append(got, d.String())
 	}
 	want := []string{`+ setting max_errors: ""`, "- setting outbound_transport: smart", "+ network 192.0.2.0/24: no comment",
-		"- transport mx: to MX", `~ domain a.test: to 10.0.0.1:25 [::1]:25, comment "first" -> to 10.0.0.2:25, comment "first"`,
+		"- transport all: to a.test:25 b.test:25, tls verify, order round-robin, user us@a.test, password secret:smtp, tell xclient",
+		"- transport mx: to MX", "~ transport smart: to 10.0.0.9:587, tls encrypt -> to 10.0.0.9:587, tls encrypt, order round-robin, " +
+			"user us, password secret:x, tell proxy", `~ domain a.test: to 10.0.0.1:25 [::1]:25, comment "first" -> to 10.0.0.2:25, comment "first"`,
 		"- domain b.test: transport mx", "~ recipients a.test: 3 addresses -> 4 addresses, 3 added, 2 removed",
 		"- recipients b.test: 1 address", "+ recipients c.test: 2 addresses"}
 	if diff := cmp.Diff(want, got); diff != "" {

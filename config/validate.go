@@ -3,6 +3,9 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // maxHosts bounds the fixed hosts of one transport or domain: all of them may be tried inside one client's transaction.
@@ -117,7 +120,42 @@ func checkTransport(t Transport, hosts hostChecker) error {
 	default:
 		return fmt.Errorf("tls %q is none of none, may, encrypt, verify", t.TLS)
 	}
+	switch t.Order {
+	case "", OrderGiven, OrderRoundRobin:
+	default:
+		return fmt.Errorf("order %q is none of given, round-robin", t.Order)
+	}
+	switch t.Tell {
+	case "", TellXClient, TellProxy:
+	default:
+		return fmt.Errorf("tell %q is none of xclient, proxy", t.Tell)
+	}
+	if err := checkLogin(t); err != nil {
+		return err
+	}
 	return hosts.check(t.Hosts)
+}
+
+// checkLogin: a password goes to known hosts only, and never in clear.
+func checkLogin(t Transport) error {
+	name, isSecret := strings.CutPrefix(t.Password, secretPrefix)
+	switch {
+	case t.User == "" && t.Password == "":
+		return nil
+	case t.User == "":
+		return fmt.Errorf("has a password and no user")
+	case t.Password == "":
+		return fmt.Errorf("has a user and no password")
+	case !isSecret:
+		return fmt.Errorf("password is not secret:NAME: store it by \"mailproxy secret set NAME\", and name it here") // never quoted: it may be one
+	case len(t.Hosts) == 0:
+		return fmt.Errorf("has a user and no hosts: no password is shown to whoever stands in the DNS")
+	case t.TLS != TLSEncrypt && t.TLS != TLSVerify:
+		return fmt.Errorf("has a user, and tls is neither verify nor encrypt: a password never goes in clear")
+	case len(t.User) > 255 || !utf8.ValidString(t.User) || strings.ContainsFunc(t.User, unicode.IsControl):
+		return fmt.Errorf("user is longer than 255 octets or has control characters in it")
+	}
+	return CheckSecretName(name)
 }
 
 func checkDomain(d *Domain, transports map[string]bool, hosts hostChecker) error {

@@ -10,9 +10,11 @@ func prefix(s string) Network { return Network{Prefix: netip.MustParsePrefix(s)}
 
 func sound() *Snapshot {
 	return &Snapshot{
-		Settings:   []Setting{{"outbound_transport", "smart"}},
-		Networks:   []Network{prefix("10.0.0.0/8")},
-		Transports: []Transport{{Name: "smart", Hosts: []string{"10.0.0.9:587"}, TLS: TLSEncrypt}, {Name: "mx"}},
+		Settings: []Setting{{"outbound_transport", "smart"}},
+		Networks: []Network{prefix("10.0.0.0/8")},
+		Transports: []Transport{{Name: "smart", Hosts: []string{"10.0.0.9:587"}, TLS: TLSEncrypt}, {Name: "mx"},
+			{Name: "all", Hosts: []string{"a.test:25", "b.test:25"}, Order: OrderRoundRobin, TLS: TLSVerify, User: "us@a.test", Password: "secret:smtp",
+				Tell: TellXClient}},
 		Domains: []Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25", "[::1]:25"}, Comment: "first"},
 			{Name: "b.test", Transport: "mx"}},
 	}
@@ -46,6 +48,22 @@ func TestValidateNamesObjectAndReason(t *testing.T) {
 		{"transport's name", func(s *Snapshot) { s.Transports = append(s.Transports, Transport{Name: "A b"}) },
 			`transport A b: "A b" is no name for a transport: want lower-case letters, digits, dots, - and _`},
 		{"tls policy", func(s *Snapshot) { s.Transports[1].TLS = "maybe" }, `transport mx: tls "maybe" is none of none, may, encrypt, verify`},
+		{"order", func(s *Snapshot) { s.Transports[1].Order = "any" }, `transport mx: order "any" is none of given, round-robin`},
+		{"way of telling", func(s *Snapshot) { s.Transports[1].Tell = "fax" }, `transport mx: tell "fax" is none of xclient, proxy`},
+		{"user without a password", func(s *Snapshot) { s.Transports[0].User = "us" }, "transport smart: has a user and no password"},
+		{"password without a user", func(s *Snapshot) { s.Transports[0].Password = "secret:x" }, "transport smart: has a password and no user"},
+		{"password that is none of the secrets, and is not shown", func(s *Snapshot) { s.Transports[0].User, s.Transports[0].Password = "us", "hunter2" },
+			`transport smart: password is not secret:NAME: store it by "mailproxy secret set NAME", and name it here`},
+		{"secret's name", func(s *Snapshot) { s.Transports[0].User, s.Transports[0].Password = "us", "secret:A b" },
+			`transport smart: "A b" is no name for a secret: want lower-case letters, digits, dots, - and _`},
+		{"password in clear", func(s *Snapshot) {
+			s.Transports[0].User, s.Transports[0].Password, s.Transports[0].TLS = "us", "secret:x", TLSMay
+		}, "transport smart: has a user, and tls is neither verify nor encrypt: a password never goes in clear"},
+		{"password for anyone", func(s *Snapshot) {
+			s.Transports[1].User, s.Transports[1].Password, s.Transports[1].TLS = "us", "secret:x", TLSVerify
+		}, "transport mx: has a user and no hosts: no password is shown to whoever stands in the DNS"},
+		{"user with a line end", func(s *Snapshot) { s.Transports[0].User, s.Transports[0].Password = "us\r\nQUIT", "secret:x" },
+			"transport smart: user is longer than 255 octets or has control characters in it"},
 		{"host without a port", func(s *Snapshot) { s.Transports[0].Hosts[0] = "a.test" },
 			"transport smart: host a.test is not in its normal form, want a.test:25"},
 		{"host that is none", func(s *Snapshot) { s.Domains[0].Hosts[0] = "a b:25" },

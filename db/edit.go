@@ -29,8 +29,11 @@ func (t *Tx) DeleteDomain(ctx context.Context, name string) error {
 
 // PutTransport makes or replaces a transport.
 func (t *Tx) PutTransport(ctx context.Context, v config.Transport) error {
-	return t.exec(ctx, `INSERT INTO config.transport (name, hosts, tls) VALUES ($1, $2, $3) ON CONFLICT (name)
-		DO UPDATE SET hosts = excluded.hosts, tls = excluded.tls`, v.Name, list(v.Hosts), string(v.TLS))
+	return t.exec(ctx, `INSERT INTO config.transport (name, hosts, tls, host_order, username, password, tell)
+		VALUES ($1, $2, $3, nullif($4, ''), nullif($5, ''), nullif($6, ''), nullif($7, '')) ON CONFLICT (name)
+		DO UPDATE SET hosts = excluded.hosts, tls = excluded.tls, host_order = excluded.host_order, username = excluded.username,
+		password = excluded.password, tell = excluded.tell`,
+		v.Name, list(v.Hosts), string(v.TLS), string(v.Order), v.User, v.Password, string(v.Tell))
 }
 
 // DeleteTransport deletes a transport.

@@ -190,7 +190,7 @@ const (
 	selectRevoked   = `SELECT cid, name, public_key, revoked_at FROM config.revoked t`
 	selectSetting   = `SELECT name, value FROM config.setting t`
 	selectNetwork   = `SELECT prefix, comment FROM config.network t`
-	selectTransport = `SELECT name, hosts, tls FROM config.transport t`
+	selectTransport = `SELECT name, hosts, tls, coalesce(host_order, ''), coalesce(username, ''), coalesce(password, ''), coalesce(tell, '') FROM config.transport t`
 	selectDomain    = `SELECT name, transport, hosts, comment FROM config.domain t`
 )
 
@@ -227,7 +227,7 @@ func scanNetwork(r pgx.Rows, n *config.Network) error {
 }
 
 func scanTransport(r pgx.Rows, t *config.Transport) error {
-	return r.Scan(&t.Name, &t.Hosts, (*string)(&t.TLS))
+	return r.Scan(&t.Name, &t.Hosts, (*string)(&t.TLS), (*string)(&t.Order), &t.User, &t.Password, (*string)(&t.Tell))
 }
 
 func scanDomain(r pgx.Rows, x *config.Domain) error {

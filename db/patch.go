@@ -64,6 +64,10 @@ type rowImage struct {
 	Name, Value, Transport, Comment, TLS, Prefix string
 	Hosts                                        []string
 	Domain, Chain, Key                           string
+
+	Order          string `json:"host_order"`
+	User           string `json:"username"`
+	Password, Tell string
 }
 
 func certificateKey(c config.Certificate) string { return c.Name }
@@ -92,7 +96,8 @@ func networkOf(i rowImage) (config.Network, error) {
 }
 
 func transportOf(i rowImage) (config.Transport, error) {
-	return config.Transport{Name: i.Name, Hosts: i.Hosts, TLS: config.TLS(i.TLS)}, nil
+	return config.Transport{Name: i.Name, Hosts: i.Hosts, Order: config.Order(i.Order), TLS: config.TLS(i.TLS), User: i.User,
+		Password: i.Password, Tell: config.Tell(i.Tell)}, nil
 }
 
 func domainOf(i rowImage) (config.Domain, error) {

@@ -39,7 +39,8 @@ func TestUndoGivesWhatWasAfterACommit(t *testing.T) {
 		},
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.PutNetwork(ctx, config.Network{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Comment: "ours"}),
-				tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"192.0.2.9:25"}, TLS: config.TLSMay}))
+				tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"192.0.2.9:25"}, Order: config.OrderRoundRobin,
+					TLS: config.TLSVerify, User: "us", Password: "secret:x", Tell: config.TellXClient}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, domain("b.test", "second")),

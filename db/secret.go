@@ -52,6 +52,12 @@ func (t *Tx) PutSecret(ctx context.Context, name string, value []byte) error {
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value, key_id = excluded.key_id`, name, key.Seal(name, value), key.ID())
 }
 
+// HasSecret says whether there is a secret of that name.
+func (t *Tx) HasSecret(ctx context.Context, name string) (there bool, err error) {
+	err = t.tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM config.secret WHERE name = $1)", name).Scan(&there)
+	return there, mapError(err)
+}
+
 // DeleteSecret forgets a secret; with the last one goes the data key.
 func (t *Tx) DeleteSecret(ctx context.Context, name string) error {
 	if err := t.remove(ctx, "secret "+name, "DELETE FROM config.secret WHERE name = $1", name); err != nil {
@@ -244,6 +250,42 @@ func (d *DB) Secret(ctx context.Context, name string) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("secret %s: %w", name, err)
+}
+
+// OpenSecrets opens the secrets of those names that are there and that this node can open, and gives them as they are stored, too, for a
+// file. One that is in the clear is in no box.
+func (d *DB) OpenSecrets(ctx context.Context, names []string) (map[string][]byte, *secret.Box, error) {
+	values, box := make(map[string][]byte), new(secret.Box)
+	if len(names) == 0 {
+		return values, box, nil
+	}
+	var wraps []secret.Wrap
+	rows, key, keyErr, err := d.readSealed(ctx, selectSealed+` WHERE name = ANY ($1) ORDER BY name COLLATE "C"`, names)
+	if err == nil {
+		wraps, err = readWraps(ctx, d.pool)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read secrets: %w", mapError(err))
+	}
+	for _, r := range rows {
+		value, err := r.open(key, keyErr)
+		if err != nil {
+			continue // Secrets tells why
+		}
+		values[r.name] = value
+		if r.keyID != nil {
+			box.Sealed = append(box.Sealed, secret.Sealed{Name: r.name, KeyID: *r.keyID, Value: r.value})
+		}
+	}
+	if own, err := d.ownKey(); err == nil {
+		public := secret.PublicText(own.Public().(ed25519.PublicKey))
+		for _, w := range wraps {
+			if w.PublicKey == public && len(box.Sealed) > 0 && w.KeyID == box.Sealed[0].KeyID {
+				box.Wraps = append(box.Wraps, w)
+			}
+		}
+	}
+	return values, box, nil
 }
 
 // A SecretRow says how a secret is kept, without its value.

@@ -24,11 +24,11 @@ const (
 // are not kept. Who asks about a recipient that is being asked about already waits for that answer first. The error is *OutOfReach, also where there is no answer within Timeouts.Ask, or the context's. A host that gave
 // none is left alone for 10 seconds: the next recipient does not wait for it again.
 func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, to mail.Path) (*mail.Reply, error) {
-	key := question{to: to, tls: t.TLS, reverse: e.ReversePath, utf8: e.SMTPUTF8}
+	key := question{to: to, by: hopOf(&t, "", e), reverse: e.ReversePath, utf8: e.SMTPUTF8}
 	if len(t.Hosts) > 0 {
-		key.way = strings.Join(t.Hosts, " ")
+		key.by.addr = strings.Join(t.Hosts, " ")
 	} else {
-		key.way = "mx " + domain
+		key.by.addr = "mx " + domain
 	}
 	for shared := key.anySender(); ; shared = key {
 		reply, f := c.answers.get(key, shared, time.Now())
@@ -59,7 +59,7 @@ func (c *Client) askNow(ctx context.Context, t config.Transport, domain string, 
 	a := Attempt{Transport: t, Domain: domain, Envelope: e, Paths: []mail.Path{key.to}}
 	var results [1]Result
 	hopTried := domain
-	reply, err = c.eachHop(bound, t, domain, func(h hop) error {
+	reply, err = c.eachHop(bound, &a, func(h hop) error {
 		hopTried = h.addr
 		return c.transact(bound, h, &a, results[:])
 	})
@@ -76,8 +76,7 @@ var errAskTimeout = errors.New("no answer to RCPT in time")
 
 // A question is what an answer is kept under. The key of one that is for anyone says so in reverse and utf8.
 type question struct {
-	way     string
-	tls     config.TLS
+	by      hop // its addr is all hosts, or the domain: which one was asked does not matter
 	to      mail.Path
 	reverse mail.Path
 	utf8    bool

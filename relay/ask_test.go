@@ -250,7 +250,7 @@ func TestAnswersAreForgotten(t *testing.T) {
 	var c answerCache
 	now := time.Now()
 	q := func(i int) question {
-		return question{way: "w", to: mail.Path{Local: strconv.Itoa(i), Domain: "b.test"}, reverse: path("a@b.test")}
+		return question{by: hop{addr: "w"}, to: mail.Path{Local: strconv.Itoa(i), Domain: "b.test"}, reverse: path("a@b.test")}
 	}
 	keep := func(i, code int) {
 		_, ticket := c.get(q(i), q(i), now)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -56,6 +57,10 @@ type Options struct {
 	MXPort string
 	// RootCAs are whom the TLS policy verify trusts; nil is the host's.
 	RootCAs *x509.CertPool
+	// Secret opens the secret of that name, for logins; nil: there are none.
+	Secret func(name string) ([]byte, error)
+	// Own says whether this node takes mail at an address: nothing is relayed there. Nil: only its name is known.
+	Own func(netip.AddrPort) bool
 	// Timeouts bound every wait.
 	Timeouts Timeouts
 	Log      zerolog.Logger
@@ -69,8 +74,13 @@ type Client struct {
 	t        Timeouts
 	log      zerolog.Logger
 	lookup   lookup
+	secret   func(string) ([]byte, error)
+	own      func(netip.AddrPort) bool
 	pool     pool
 	down     downList
+	reach    reach
+	turns    turns
+	self     selfCache
 	answers  answerCache
 	clear    repeats // of tls.fallback in the log
 }
@@ -89,7 +99,7 @@ func New(o Options) *Client {
 	}
 	return &Client{
 		hostname: o.Hostname, mxPort: o.MXPort, roots: o.RootCAs, t: o.Timeouts, log: o.Log,
-		lookup: lookup{resolver: o.Resolver, timeout: o.Timeouts.Lookup},
+		lookup: lookup{resolver: o.Resolver, timeout: o.Timeouts.Lookup}, secret: o.Secret, own: o.Own,
 	}
 }
 
@@ -112,7 +122,10 @@ func (c *Client) Run(ctx context.Context) error {
 func (c *Client) Close() { c.pool.close() }
 
 // Forget forgets which hosts were out of reach a moment ago: the next attempt tries them again.
-func (c *Client) Forget() { c.down.forget() }
+func (c *Client) Forget() {
+	c.down.forget()
+	c.reach.forget()
+}
 
 // An Attempt is one message for one next hop.
 type Attempt struct {
@@ -155,7 +168,7 @@ func (c *Client) Deliver(ctx context.Context, a Attempt) ([]Result, error) {
 		return nil, nil
 	}
 	results := make([]Result, len(a.Paths))
-	reply, err := c.eachHop(ctx, a.Transport, a.Domain, func(h hop) error { return c.transact(ctx, h, &a, results) })
+	reply, err := c.eachHop(ctx, &a, func(h hop) error { return c.transactAll(ctx, h, &a, results) })
 	switch {
 	case reply != nil:
 		for i, p := range a.Paths {
@@ -164,32 +177,6 @@ func (c *Client) Deliver(ctx context.Context, a Attempt) ([]Result, error) {
 		return results, nil
 	case err == nil, errors.Is(err, ErrNoAnswer):
 		return results, err
-	}
-	return nil, err
-}
-
-// eachHop calls try for the transport's hops until one is in reach. A reply is a final answer of the DNS.
-func (c *Client) eachHop(ctx context.Context, t config.Transport, domain string, try func(hop) error) (*mail.Reply, error) {
-	var err error
-	if len(t.Hosts) > 0 {
-		for _, host := range t.Hosts {
-			if err = try(hop{addr: host, tls: t.TLS}); !isOutOfReach(err) || ctx.Err() != nil {
-				return nil, ended(ctx, err)
-			}
-		}
-		return nil, err
-	}
-	hosts, reply, err := c.lookup.mx(ctx, domain, c.hostname)
-	if reply != nil {
-		return reply, nil
-	}
-	if err != nil {
-		return nil, ended(ctx, &OutOfReach{Hop: domain, Stage: StageLookup, Err: err})
-	}
-	for _, host := range hosts {
-		if err = try(hop{addr: net.JoinHostPort(host, c.mxPort), tls: t.TLS}); !isOutOfReach(err) || ctx.Err() != nil {
-			return nil, ended(ctx, err)
-		}
 	}
 	return nil, err
 }
@@ -205,6 +192,60 @@ func ended(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// transactAll runs the attempt on one hop, in further transactions for recipients that were too many for the one before. With BeforeDot,
+// which is called for one transaction, they keep their reply.
+func (c *Client) transactAll(ctx context.Context, h hop, a *Attempt, results []Result) error {
+	err := c.transact(ctx, h, a, results)
+	if err != nil || a.BeforeDot != nil {
+		return err
+	}
+	for rest := tooMany(results); len(rest) > 0; {
+		further := *a
+		further.Paths, further.Params = make([]mail.Path, len(rest)), nil
+		for i, r := range rest {
+			further.Paths[i] = results[r].Path
+			if a.Params != nil {
+				further.Params = append(further.Params, a.Params[r])
+			}
+		}
+		answers := make([]Result, len(rest))
+		err := c.transact(ctx, h, &further, answers)
+		if err != nil && !errors.Is(err, ErrNoAnswer) {
+			return nil // they keep their reply: the others have the message, and that must be known
+		}
+		for i, r := range rest {
+			results[r] = answers[i]
+		}
+		if err != nil {
+			return err
+		}
+		left := tooMany(answers)
+		for i, l := range left {
+			left[i] = rest[l]
+		}
+		rest = left
+	}
+	return nil
+}
+
+// tooMany gives the results of those that were too many for a transaction in which others got the message (RFC 5321 §4.5.3.1.10).
+func tooMany(results []Result) (rest []int) {
+	taken := false
+	for i := range results {
+		r := &results[i]
+		switch {
+		case r.Stage == StageDot && r.Reply.Positive():
+			taken = true
+		case r.Stage == StageRcpt && r.Reply.Code == 452 && (r.Reply.Enhanced == [3]int{} || r.Reply.Enhanced == [3]int{4, 5, 3}):
+			rest = append(rest, i)
+		}
+	}
+	if !taken {
+		return nil
+	}
+	return rest
 }
 
 // transact runs the attempt on one hop. A kept connection that turns out dead is replaced by a fresh one, once.

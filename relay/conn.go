@@ -15,16 +15,15 @@ import (
 	"mailproxy/mail"
 )
 
-// A hop is one host that can be tried. It is also the key under which connections are kept: a connection made by another TLS
-// policy is another's.
-type hop struct {
-	addr string // host:port
-	tls  config.TLS
-}
-
 // capabilities are what the hop's EHLO reply offers, as far as it is used.
 type capabilities struct {
 	pipelining, eightBit, smtputf8, startTLS, size, dsn bool
+
+	auth    []string // mechanisms, in capitals
+	xclient []string // attributes, in capitals
+
+	// RFC 9422 §4; 0: no limit is told.
+	mailMax, rcptMax, rcptDomainMax int
 }
 
 // A conn is one connection to a hop, between transactions or in one. One goroutine at a time uses it; abort may be called by
@@ -42,6 +41,7 @@ type conn struct {
 	broken    bool // not to be used again
 	dirty     bool // the hop may hold a transaction that RSET must end
 	messages  int
+	mails     int // MAIL commands sent
 	idleSince time.Time
 	seen      [stages]seenReply
 }
@@ -118,6 +118,10 @@ func (c *Client) connect(ctx context.Context, h hop) (*conn, error) {
 	for _, a := range addrs {
 		addr := net.JoinHostPort(a.String(), port)
 		start := time.Now()
+		if c.isOwn(a, port) {
+			out.Err = errSelf
+			continue
+		}
 		if c.down.has(addr, start) {
 			if out.Err == errNoHost {
 				out.Err = errRecentlyDown
@@ -141,12 +145,8 @@ func (c *Client) connect(ctx context.Context, h hop) (*conn, error) {
 
 // connectTo connects to one address. Where TLS is only wished for and its handshake fails, a fresh connection stays in clear.
 func (c *Client) connectTo(ctx context.Context, h hop, host, addr string) (*conn, *OutOfReach) {
-	policy := h.tls
-	if policy == "" {
-		policy = config.TLSMay
-	}
-	cn, out := c.open(ctx, h, host, addr, policy)
-	if out == nil || policy != config.TLSMay || ctx.Err() != nil {
+	cn, out := c.open(ctx, h, host, addr, h.tls)
+	if out == nil || h.tls != config.TLSMay || ctx.Err() != nil {
 		return cn, out
 	}
 	var refused *noTLSError
@@ -186,6 +186,9 @@ func (c *Client) open(ctx context.Context, h hop, host, addr string, policy conf
 
 // hello reads the greeting, says EHLO and starts TLS by the policy; the stage is where an error happened.
 func (c *conn) hello(o *Client, host string, policy config.TLS) (Stage, error) {
+	if err := c.introduce(); err != nil {
+		return StageGreeting, err
+	}
 	reply, err := c.read(StageGreeting, c.t.Greeting)
 	if err == nil && reply.Code != 220 {
 		err = refusal(reply)
@@ -196,20 +199,35 @@ func (c *conn) hello(o *Client, host string, policy config.TLS) (Stage, error) {
 	if err = c.ehlo(o.hostname); err != nil {
 		return StageEhlo, err
 	}
+	if stage, err := c.secure(o, host, policy); err != nil {
+		return stage, err
+	}
+	if c.hop.tell == config.TellXClient {
+		if err = c.xclient(o); err != nil {
+			return StageEhlo, err
+		}
+	}
+	if c.hop.user != "" {
+		if err = c.login(o); err != nil {
+			return StageAuth, err
+		}
+	}
+	return 0, nil
+}
+
+// secure starts TLS by the policy.
+func (c *conn) secure(o *Client, host string, policy config.TLS) (Stage, error) {
 	switch {
 	case policy == config.TLSNone, policy == config.TLSMay && !c.caps.startTLS:
 		return 0, nil
 	case !c.caps.startTLS:
 		return StageStartTLS, errTLSNotOffered
 	}
-	if err = c.startTLS(o, host, policy); err != nil {
+	if err := c.startTLS(o, host, policy); err != nil {
 		return StageStartTLS, err
 	}
 	// What was offered in clear counts for nothing (RFC 3207 §4.2).
-	if err = c.ehlo(o.hostname); err != nil {
-		return StageEhlo, err
-	}
-	return 0, nil
+	return StageEhlo, c.ehlo(o.hostname)
 }
 
 // refusal is a reply as an error; one that is positive is out of place.
@@ -243,8 +261,8 @@ func (c *conn) ehlo(hostname string) error {
 			first = false
 			continue
 		}
-		keyword, _, _ := strings.Cut(line, " ")
-		switch strings.ToUpper(keyword) {
+		keyword, rest, _ := strings.Cut(strings.ToUpper(line), " ")
+		switch keyword {
 		case "PIPELINING":
 			c.caps.pipelining = true
 		case "8BITMIME":
@@ -257,9 +275,34 @@ func (c *conn) ehlo(hostname string) error {
 			c.caps.size = true
 		case "DSN":
 			c.caps.dsn = true
+		case "AUTH":
+			c.caps.auth = strings.Fields(rest)
+		case "XCLIENT":
+			c.caps.xclient = strings.Fields(rest)
+		case "LIMITS":
+			c.caps.limits(rest)
 		}
 	}
 	return nil
+}
+
+// limits notes what the hop says that it takes (RFC 9422 §3); what is no number of its form, or not known, is no limit.
+func (c *capabilities) limits(text string) {
+	for _, limit := range strings.Fields(text) {
+		name, value, _ := strings.Cut(limit, "=")
+		n, err := strconv.ParseUint(value, 10, 20)
+		if err != nil || len(value) > 6 {
+			continue
+		}
+		switch name {
+		case "MAILMAX":
+			c.mailMax = int(n)
+		case "RCPTMAX":
+			c.rcptMax = int(n)
+		case "RCPTDOMAINMAX":
+			c.rcptDomainMax = int(n)
+		}
+	}
 }
 
 // startTLS turns the connection into TLS. An error of *noTLSError's kind leaves the way open to try in clear.

@@ -3,14 +3,16 @@
 //
 // The walk of Deliver:
 //
-//  1. The transport gives hops: its fixed hosts in their order, or the MX records of the domain (RFC 5321 §5.1; null MX RFC 7505).
-//  2. For each hop until one answers: a kept connection, or a new one: connect, greeting, EHLO (HELO where it is refused),
-//     STARTTLS by the transport's policy, EHLO again.
+//  1. The transport gives hops: its fixed hosts, or the MX records of the domain (RFC 5321 §5.1; null MX RFC 7505). Those that were out of
+//     reach go behind the others, but for one attempt now and then; this node itself is none.
+//  2. For each hop until one answers: a kept connection, or a new one: connect, a header of the PROXY protocol, greeting, EHLO (HELO where
+//     it is refused), STARTTLS by the transport's policy, EHLO again, XCLIENT, AUTH: each as the transport has it.
 //  3. MAIL, RCPT… and DATA go out as one write where the hop offers PIPELINING (RFC 2920), then the replies are read. What the
 //     sender wants to hear goes with them where the hop offers DSN (RFC 3461); a Result says whether it does.
 //  4. The body goes out dot-stuffed, then BeforeDot is called, then the final dot; without BeforeDot the dot is in the body's
 //     last write.
 //  5. The answer to the dot is the Result of every forward-path that was accepted. The connection goes back to the pool.
+//  6. Recipients that are more than the hop takes at once (RFC 9422, or its 452) get transactions of their own behind it.
 //
 // Invariants:
 //

@@ -19,6 +19,8 @@ var (
 	errRecentlyDown  = errors.New("was out of reach a moment ago")
 	errNotAsked      = errors.New("no address that the hop can be asked about")
 	errNoHost        = errors.New("no host to connect to")
+	errSelf          = errors.New("it is this node itself: mail would go in circles")
+	errTooMany       = errors.New("more recipients than the hop takes at once")
 )
 
 // A Stage is how far an attempt came.
@@ -31,6 +33,7 @@ const (
 	StageGreeting
 	StageEhlo
 	StageStartTLS
+	StageAuth
 	StageReset
 	StageMail
 	StageRcpt
@@ -39,7 +42,7 @@ const (
 	stages
 )
 
-var stageNames = [stages]string{"lookup", "connect", "greeting", "ehlo", "starttls", "rset", "mail", "rcpt", "data", "dot"}
+var stageNames = [stages]string{"lookup", "connect", "greeting", "ehlo", "starttls", "auth", "rset", "mail", "rcpt", "data", "dot"}
 
 // String gives the stage in lower case, as the log shows it.
 func (s Stage) String() string {
@@ -47,6 +50,17 @@ func (s Stage) String() string {
 		return stageNames[s]
 	}
 	return "stage " + strconv.Itoa(int(s))
+}
+
+// reasons are the classes that stages fall into.
+var reasons = [stages]string{"dns", "connect", "greeting", "greeting", "tls", "auth", "mail", "mail", "rcpt", "data", "final"}
+
+// Reason is the class of what ended at the stage: dns, connect, greeting, tls, auth, mail, rcpt, data, final.
+func (s Stage) Reason() string {
+	if s < stages {
+		return reasons[s]
+	}
+	return "unknown"
 }
 
 // OutOfReach says that a next hop answered nothing of the transaction. It is about the hop or the way to it, not about the

@@ -29,9 +29,15 @@ type lookup struct {
 	timeout  time.Duration
 }
 
-// mx gives the hosts that take mail for the domain, in the order to be tried (RFC 5321 §5.1), without a final dot. A reply is
-// the DNS's permanent answer that there are none; an error is temporary.
-func (l *lookup) mx(ctx context.Context, domain, own string) ([]string, *mail.Reply, error) {
+// A mxHost is a host of a domain's MX records.
+type mxHost struct {
+	name       string // without a final dot
+	preference uint16
+}
+
+// mx gives the hosts that take mail for the domain, in the order to be tried (RFC 5321 §5.1). A reply is the DNS's permanent answer that
+// there are none; an error is temporary.
+func (l *lookup) mx(ctx context.Context, domain, own string) ([]mxHost, *mail.Reply, error) {
 	if literal, ok := strings.CutPrefix(domain, "["); ok {
 		return literalHost(strings.TrimSuffix(literal, "]"))
 	}
@@ -59,7 +65,7 @@ func (l *lookup) mx(ctx context.Context, domain, own string) ([]string, *mail.Re
 	}
 	hosts, self := order(records, own)
 	if len(hosts) == 0 && self {
-		return nil, &mail.Reply{Code: 554, Enhanced: [3]int{5, 4, 6}, Text: "mail for " + domain + " loops back to this host"}, nil
+		return nil, loopReply(domain), nil
 	}
 	if len(hosts) == 0 {
 		return nil, nil, fmt.Errorf("no usable MX record for %s", domain)
@@ -67,8 +73,13 @@ func (l *lookup) mx(ctx context.Context, domain, own string) ([]string, *mail.Re
 	return hosts, nil, nil
 }
 
+// loopReply is for a domain whose mail comes back to this node.
+func loopReply(domain string) *mail.Reply {
+	return &mail.Reply{Code: 554, Enhanced: [3]int{5, 4, 6}, Text: "mail for " + string(appendClean(nil, []byte(domain))) + " loops back to this host"}
+}
+
 // implicit is the domain itself as its own host, where it has an address and no MX (RFC 5321 §5.1).
-func (l *lookup) implicit(ctx context.Context, name, domain string) ([]string, *mail.Reply, error) {
+func (l *lookup) implicit(ctx context.Context, name, domain string) ([]mxHost, *mail.Reply, error) {
 	_, err := l.resolver.LookupNetIP(ctx, "ip", name)
 	switch {
 	case isNotFound(err):
@@ -76,10 +87,10 @@ func (l *lookup) implicit(ctx context.Context, name, domain string) ([]string, *
 	case err != nil:
 		return nil, nil, err
 	}
-	return []string{strings.TrimSuffix(name, ".")}, nil, nil
+	return []mxHost{{name: strings.TrimSuffix(name, ".")}}, nil, nil
 }
 
-func literalHost(literal string) ([]string, *mail.Reply, error) {
+func literalHost(literal string) ([]mxHost, *mail.Reply, error) {
 	if len(literal) > 5 && strings.EqualFold(literal[:5], "ipv6:") {
 		literal = literal[5:]
 	}
@@ -87,7 +98,7 @@ func literalHost(literal string) ([]string, *mail.Reply, error) {
 	if err != nil || addr.Zone() != "" {
 		return nil, &mail.Reply{Code: 550, Enhanced: [3]int{5, 1, 2}, Text: "address literal is not understood", Cause: err}, nil
 	}
-	return []string{addr.String()}, nil, nil
+	return []mxHost{{name: addr.String()}}, nil, nil
 }
 
 func noDomain(domain string, cause error) *mail.Reply {
@@ -107,7 +118,7 @@ func isNotFound(err error) bool {
 
 // order sorts by preference, at random inside one. Hosts not better than ourselves are left out, or mail would go in circles;
 // self says that we were among them.
-func order(records []*net.MX, own string) (hosts []string, self bool) {
+func order(records []*net.MX, own string) (hosts []mxHost, self bool) {
 	records = slices.Clone(records)
 	rand.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
 	slices.SortStableFunc(records, func(a, b *net.MX) int { return cmp.Compare(a.Pref, b.Pref) })
@@ -124,7 +135,7 @@ func order(records []*net.MX, own string) (hosts []string, self bool) {
 			break
 		}
 		if host != "" {
-			hosts = append(hosts, host)
+			hosts = append(hosts, mxHost{host, r.Pref})
 		}
 	}
 	return hosts, self

@@ -9,10 +9,11 @@ import (
 
 // Bounds on kept connections.
 const (
-	poolIdle     = 30 * time.Second // the longest that one is kept unused
-	poolPerHop   = 64
-	poolTotal    = 256
-	poolMessages = 100 // on one connection
+	poolIdle      = 30 * time.Second // the longest that one is kept unused
+	poolPerHop    = 64
+	poolPerClient = 4 // of those that were opened in a client's name
+	poolTotal     = 256
+	poolMessages  = 100 // on one connection
 )
 
 // A pool keeps connections between transactions, the last used on top. The zero pool is ready.
@@ -61,7 +62,10 @@ func (p *pool) put(cn *conn) {
 	}
 	cn.idleSince = time.Now()
 	p.mu.Lock()
-	keep := !p.closed && cn.messages < poolMessages && p.n < poolTotal && len(p.idle[cn.hop]) < poolPerHop
+	keep := !p.closed && !cn.usedUp() && p.n < poolTotal && len(p.idle[cn.hop]) < poolPerHop
+	if cn.hop.client.IsValid() { // few will ask for that client's: they must not keep out all others
+		keep = keep && p.n < poolTotal/2 && len(p.idle[cn.hop]) < poolPerClient
+	}
 	if keep {
 		if p.idle == nil {
 			p.idle = make(map[hop][]*conn)
@@ -96,6 +100,17 @@ func (p *pool) sweep(now time.Time) {
 	}
 }
 
+// kept counts the connections that are kept to each hop.
+func (p *pool) kept() map[hop]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	counts := make(map[hop]int, len(p.idle))
+	for h, list := range p.idle {
+		counts[h] = len(list)
+	}
+	return counts
+}
+
 // drop closes the connections kept to a hop, without a goodbye.
 func (p *pool) drop(h hop) {
 	p.mu.Lock()
@@ -115,6 +130,11 @@ func (p *pool) close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.closeIdle()
+}
+
+// usedUp says that no further transaction is to be begun: by our own bound, or by the hop's (RFC 9422 §4.1).
+func (c *conn) usedUp() bool {
+	return c.messages >= poolMessages || c.caps.mailMax > 0 && c.mails >= c.caps.mailMax
 }
 
 // alive says whether an idle connection is still good: nothing may have come on it, neither its end nor a 421.

@@ -20,7 +20,7 @@ func TestAReplyThatCameBeforeTheDotIsNotItsAnswer(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newScript(t, c.dialog)
 			client := testClient(t, nil)
-			cn, err := client.acquire(bg(), hop{s.addr(), config.TLSNone}, true)
+			cn, err := client.acquire(bg(), hop{addr: s.addr(), tls: config.TLSNone}, true)
 			if err != nil {
 				t.Fatal(err)
 			}

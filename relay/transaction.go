@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -153,6 +154,7 @@ func (x *transaction) offer() error {
 		size = x.a.Content.Size()
 	}
 	x.out = x.conn.appendMail(x.out, e, reverse, size, utf8)
+	x.conn.mails++
 	if err := x.sent(StageMail, 0); err != nil || x.over {
 		return err
 	}
@@ -198,6 +200,7 @@ func (x *transaction) finishOffer() error {
 func (x *transaction) addresses(e *mail.Envelope) (reverse string, todo int, utf8 bool) {
 	reverse = e.ReversePath.String()
 	needed := !e.ReversePath.IsASCII()
+	var domains []string
 	for i, p := range x.a.Paths {
 		ascii := p.IsASCII()
 		switch {
@@ -205,6 +208,8 @@ func (x *transaction) addresses(e *mail.Envelope) (reverse string, todo int, utf
 			x.results[i].Reply = &mail.Reply{Code: 550, Enhanced: [3]int{5, 6, 7}, Text: "next hop does not take internationalized addresses", Cause: errNotAsked}
 		case p.IsNull() || hasControl(p.Local) || hasControl(p.Domain) || hasControl(reverse):
 			x.results[i].Reply = &mail.Reply{Code: 553, Enhanced: [3]int{5, 1, 3}, Text: "bad address", Cause: errNotAsked}
+		case !x.room(todo, p.Domain, &domains):
+			x.results[i].Reply = &mail.Reply{Code: 452, Enhanced: [3]int{4, 5, 3}, Text: "too many recipients for the next hop at once", Cause: errTooMany}
 		default:
 			todo++
 			needed = needed || !ascii
@@ -212,6 +217,20 @@ func (x *transaction) addresses(e *mail.Envelope) (reverse string, todo int, utf
 	}
 	// A client that said SMTPUTF8 with plain addresses only may have it in the header: passed on where it is offered.
 	return reverse, todo, x.conn.caps.smtputf8 && (needed || e.SMTPUTF8)
+}
+
+// room says whether the hop takes one more recipient behind n others, in those domains (RFC 9422 §4.2, §4.3).
+func (x *transaction) room(n int, domain string, domains *[]string) bool {
+	if most := x.conn.caps.rcptMax; most > 0 && n >= most {
+		return false
+	}
+	if most := x.conn.caps.rcptDomainMax; most > 0 && !slices.Contains(*domains, domain) {
+		if len(*domains) >= most {
+			return false
+		}
+		*domains = append(*domains, domain)
+	}
+	return true
 }
 
 // hasControl: paths made by package mail have none; nothing else may put a line end on the wire either.
@@ -258,6 +277,10 @@ func (x *transaction) sync() error {
 			x.conn.broken = true
 			x.fail(p.stage, passedOn(reply))
 			return nil
+		case reply.Code == 530 && p.stage == StageMail:
+			// TLS (RFC 3207 §4) or a login (RFC 4954 §6) is wanted: that is about us, and not for the sender to hear.
+			x.conn.broken = true
+			return &OutOfReach{Hop: x.conn.hop.addr, Stage: StageMail, Err: reply}
 		}
 		x.got(p, reply)
 		if x.conn.broken {

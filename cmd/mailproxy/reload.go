@@ -77,6 +77,7 @@ type configuration struct {
 	// unreadable are the secrets that this node cannot open, and unreadableErr is why not the first.
 	unreadable    []string
 	unreadableErr error
+	opened        opened
 }
 
 func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
@@ -87,6 +88,9 @@ func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration 
 
 // start takes what the file has. A node without one, or with one that is damaged, answers 451 until the database is there.
 func (c *configuration) start() {
+	if err := c.opened.start(); err != nil {
+		c.log.Error().Err(err).Str("file", c.opened.file).Msg("secret.unreadable")
+	}
 	s, err := config.LoadSnapshot(c.file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -250,11 +254,14 @@ func (c *configuration) trySecrets(ctx context.Context) {
 		}
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if len(names) > 0 && !slices.Equal(names, c.unreadable) {
 		c.log.Error().Strs("names", names).Err(first).Msg("secret.unreadable")
 	}
 	c.unreadable, c.unreadableErr = names, first
+	c.mu.Unlock()
+	if s := c.loaded.Load(); s != nil {
+		c.openSecrets(ctx, s)
+	}
 }
 
 func (c *configuration) reread(ctx context.Context) {
@@ -423,7 +430,7 @@ func (c *configuration) problems() []cluster.Problem {
 		}
 		all = append(all, p)
 	}
-	return all
+	return append(all, c.missingLocked()...)
 }
 
 // countSecrets is "the secret dkim", or "2 secrets, dkim the first".

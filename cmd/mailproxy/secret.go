@@ -28,7 +28,7 @@ func secretCommand() *cli.Command {
 				Description: "Without --file the value is asked for twice on the terminal, and not shown. It is never an argument. " +
 					"Example: mailproxy secret set smtp-password"},
 			{Name: "remove", Usage: "forget secrets", ArgsUsage: "NAME...", Action: onMaster(secretRemove),
-				Description: "What was removed is in no history; a backup from before still has it."},
+				Description: "Refused while a transport logs in with it. What was removed is in no history; a backup from before still has it."},
 			{Name: "list", Usage: "show which secrets there are", Flags: []cli.Flag{jsonFlag()}, Action: secretList,
 				Description: "One line each, by name, without the value. STATE is sealed where this node can open it, clear where a version before " +
 					"this one has stored it (setting any secret seals it), or unreadable, with the reason."},
@@ -120,8 +120,11 @@ func secretRemove(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	at, err := edit(c, func(ctx context.Context, tx *db.Tx, _ *config.Snapshot) error {
+	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		for _, name := range names {
+			if user := secretUser(now, name); user != "" {
+				return withHint(fmt.Errorf("secret %s: transport %s logs in with it", name, user), "mailproxy transport set %s --user ''", user)
+			}
 			err := tx.DeleteSecret(ctx, name)
 			if errors.Is(err, db.ErrNoSuch) {
 				return noSuch("secret", name)
@@ -136,6 +139,16 @@ func secretRemove(c *cli.Context) error {
 		return err
 	}
 	return done(c, at, "secret %s removed", strings.Join(names, " "))
+}
+
+// secretUser is a transport that refers to a secret; empty where none does.
+func secretUser(s *config.Snapshot, name string) string {
+	for i := range s.Transports {
+		if s.Transports[i].PasswordSecret() == name {
+			return s.Transports[i].Name
+		}
+	}
+	return ""
 }
 
 // secretView is a secret in JSON.

@@ -15,9 +15,13 @@ import (
 func transportCommand() *cli.Command {
 	flags := func() []cli.Flag {
 		return []cli.Flag{
-			&cli.StringSliceFlag{Name: "to", Usage: "next hop, `HOST[:PORT]`; several are tried in their order"},
+			&cli.StringSliceFlag{Name: "to", Usage: "next hop, `HOST[:PORT]`; of several the first that is in reach"},
 			&cli.BoolFlag{Name: "mx", Usage: "look up the MX records of the recipient's domain, in place of --to"},
-			&cli.StringFlag{Name: "tls", Usage: "STARTTLS `POLICY`: none, may, encrypt or verify"},
+			&cli.StringFlag{Name: "order", Usage: "which of several hosts is tried first, `ORDER`: given (the first of the list), round-robin (each in turn)"},
+			&cli.StringFlag{Name: "tls", Usage: "STARTTLS `POLICY`: none, may, encrypt (any certificate), verify (one that is valid for the host's name)"},
+			&cli.StringFlag{Name: "user", Usage: "log in as `USER`, over TLS only; '' is no longer"},
+			&cli.StringFlag{Name: "password", Usage: "where the password is: `secret:NAME`, as mailproxy secret set NAME stored it"},
+			&cli.StringFlag{Name: "tell", Usage: "tell the next hop who our client is, `HOW`: xclient, proxy (PROXY protocol, version 2), none"},
 		}
 	}
 	return &cli.Command{
@@ -26,9 +30,10 @@ func transportCommand() *cli.Command {
 			"outbound_transport refer to it by name.",
 		Subcommands: []*cli.Command{
 			{Name: "add", Usage: "make a transport", ArgsUsage: "NAME", Flags: flags(), Action: onMaster(transportAdd),
-				Description: "Example: mailproxy transport add smarthost --to mail.example.net:587 --tls verify"},
+				Description: "Example: mailproxy transport add smarthost --to mail.example.net:587 --tls verify --user us@example.net " +
+					"--password secret:smtp-password"},
 			{Name: "set", Usage: "change a transport", ArgsUsage: "NAME", Flags: flags(), Action: onMaster(transportSet),
-				Description: "What is not named stays as it is."},
+				Description: "What is not named stays as it is. --to takes the place of all hosts there were."},
 			{Name: "remove", Usage: "remove a transport", ArgsUsage: "NAME...", Action: onMaster(transportRemove),
 				Description: "Refused while a domain or setting refers to it."},
 			{Name: "list", Usage: "show the transports", Flags: []cli.Flag{jsonFlag()}, Action: transportList,
@@ -53,7 +58,7 @@ func transportAdd(c *cli.Context) error {
 		if findTransport(now, t.Name) != nil {
 			return withHint(fmt.Errorf("transport %s: %w", t.Name, errExists), "mailproxy transport set %s …", t.Name)
 		}
-		return tx.PutTransport(ctx, t)
+		return putTransport(ctx, tx, t)
 	})
 	if err != nil {
 		return err
@@ -66,8 +71,8 @@ func transportSet(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if !c.IsSet("to") && !c.IsSet("mx") && !c.IsSet("tls") {
-		return usagef("transport set: nothing to change: name --to, --mx or --tls")
+	if !slices.ContainsFunc([]string{"to", "mx", "order", "tls", "user", "password", "tell"}, c.IsSet) {
+		return usagef("transport set: nothing to change: name --to, --mx, --order, --tls, --user, --password or --tell")
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		old := findTransport(now, args[0])
@@ -78,12 +83,26 @@ func transportSet(c *cli.Context) error {
 		if err := transportFlags(c, &t); err != nil {
 			return err
 		}
-		return tx.PutTransport(ctx, t)
+		return putTransport(ctx, tx, t)
 	})
 	if err != nil {
 		return err
 	}
 	return done(c, at, "transport %s changed", args[0])
+}
+
+// putTransport stores a transport whose password is there.
+func putTransport(ctx context.Context, tx *db.Tx, t config.Transport) error {
+	if name := t.PasswordSecret(); name != "" && config.CheckSecretName(name) == nil {
+		there, err := tx.HasSecret(ctx, name)
+		if err != nil {
+			return err
+		}
+		if !there {
+			return withHint(fmt.Errorf("transport %s: secret %s: %w", t.Name, name, errNoSuch), "mailproxy secret set %s", name)
+		}
+	}
+	return tx.PutTransport(ctx, t)
 }
 
 func transportRemove(c *cli.Context) error {
@@ -110,16 +129,19 @@ func transportRemove(c *cli.Context) error {
 
 func transportList(c *cli.Context) error {
 	return show(c, func(s *config.Snapshot) any { return nonNil(s.Transports) }, func(s *config.Snapshot) error {
-		t := newTable(c.App.Writer, "TRANSPORT", "TO", "TLS")
+		t := newTable(c.App.Writer, "TRANSPORT", "TO", "TLS", "USER", "TELL")
 		for _, x := range s.Transports {
 			to, tls := strings.Join(x.Hosts, " "), x.TLS
 			if to == "" {
 				to = "MX"
 			}
+			if x.Order == config.OrderRoundRobin {
+				to += " (each in turn)"
+			}
 			if tls == "" {
 				tls = config.TLSMay
 			}
-			t.row(x.Name, to, string(tls))
+			t.row(x.Name, to, string(tls), x.User, string(x.Tell))
 		}
 		return t.flush()
 	})
@@ -141,6 +163,22 @@ func transportFlags(c *cli.Context, t *config.Transport) error {
 	}
 	if c.IsSet("tls") {
 		t.TLS = config.TLS(strings.ToLower(c.String("tls")))
+	}
+	if c.IsSet("order") {
+		t.Order = config.Order(strings.ToLower(c.String("order")))
+	}
+	if c.IsSet("user") {
+		if t.User = c.String("user"); t.User == "" {
+			t.Password = ""
+		}
+	}
+	if c.IsSet("password") {
+		t.Password = c.String("password")
+	}
+	if c.IsSet("tell") {
+		if t.Tell = config.Tell(strings.ToLower(c.String("tell"))); t.Tell == "none" {
+			t.Tell = ""
+		}
 	}
 	return nil
 }

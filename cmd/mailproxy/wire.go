@@ -95,6 +95,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Now: now,
 	})
 	d.config.tunnel, d.config.node, d.config.keyDir = d.tunnel, d.node, local.KeyDir()
+	d.config.opened.file, d.config.opened.keyDir = local.SecretsFile(), local.KeyDir()
 	return d, nil
 }
 
@@ -124,7 +125,7 @@ func (d *daemon) open() error {
 	if s := d.config.loaded.Load(); s != nil {
 		d.tunnel.Reload(s) // peers are reached with PostgreSQL down too
 	}
-	d.relay = relay.New(relay.Options{Hostname: d.local.Name, Log: d.log})
+	d.relay = relay.New(relay.Options{Hostname: d.local.Name, Secret: d.config.secret, Own: ownAddresses(d.local, d.doors.listening()), Log: d.log})
 	var err error
 	d.queue, err = queue.Open(queue.Options{
 		Dir: d.local.SpoolDir(), Relay: d.relay, Hostname: d.local.Name, MinFree: spoolReserve,

@@ -1,0 +1,177 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"mailproxy/config"
+	"mailproxy/mail"
+)
+
+// A hop is one host that can be tried, and how. It is also the key under which connections are kept: a connection made by another TLS
+// policy or login is another's, and so is one that was opened in the name of another client.
+type hop struct {
+	addr string // host:port
+	tls  config.TLS
+
+	user   string
+	secret string // the name of the one with user's password
+
+	tell   config.Tell
+	client netip.Addr // who we speak for, where tell says so
+	helo   string     // what it said in EHLO, for XCLIENT
+}
+
+// hopOf is the way to an address by a transport, for a message.
+func hopOf(t *config.Transport, addr string, e *mail.Envelope) hop {
+	h := hop{addr: addr, tls: t.TLS, user: t.User, secret: t.PasswordSecret(), tell: t.Tell}
+	if h.tls == "" {
+		h.tls = config.TLSMay
+	}
+	if t.Tell != "" {
+		h.client = e.Client.Unmap()
+		if t.Tell == config.TellXClient {
+			h.helo = e.Helo
+		}
+	}
+	return h
+}
+
+// anyClient is the hop whoever we speak for.
+func (h hop) anyClient() hop {
+	h.client, h.helo = netip.Addr{}, ""
+	return h
+}
+
+// eachHop calls try for the transport's hops until one is in reach. A reply is a final answer of the DNS.
+func (c *Client) eachHop(ctx context.Context, a *Attempt, try func(hop) error) (*mail.Reply, error) {
+	if len(a.Transport.Hosts) > 0 {
+		return nil, c.oneOf(ctx, c.fixed(a), try)
+	}
+	hosts, reply, err := c.lookup.mx(ctx, a.Domain, c.hostname)
+	if reply != nil {
+		return reply, nil
+	}
+	if err != nil {
+		return nil, ended(ctx, &OutOfReach{Hop: a.Domain, Stage: StageLookup, Err: err})
+	}
+	return c.byPreference(ctx, a, hosts, try)
+}
+
+// fixed gives the hops of a transport with hosts, in the order in which they are to be tried.
+func (c *Client) fixed(a *Attempt) []hop {
+	t := &a.Transport
+	first := 0
+	if t.Order == config.OrderRoundRobin && len(t.Hosts) > 1 {
+		first = c.turns.take(t.Name, len(t.Hosts))
+	}
+	hops := make([]hop, len(t.Hosts))
+	for i := range hops {
+		hops[i] = hopOf(t, t.Hosts[(first+i)%len(hops)], a.Envelope)
+	}
+	return c.reach.order(hops, time.Now())
+}
+
+// byPreference tries the hosts of MX records. Where one of a preference is this node by its address, neither it nor any that is not
+// better is tried, or mail would go in circles (RFC 5321 §5.1).
+func (c *Client) byPreference(ctx context.Context, a *Attempt, hosts []mxHost, try func(hop) error) (*mail.Reply, error) {
+	for i, h := range hosts {
+		if c.isSelf(ctx, h.name) {
+			for i > 0 && hosts[i-1].preference == h.preference {
+				i--
+			}
+			if hosts = hosts[:i]; len(hosts) == 0 {
+				return loopReply(a.Domain), nil
+			}
+			break
+		}
+	}
+	hops := make([]hop, len(hosts))
+	for i, h := range hosts {
+		hops[i] = hopOf(&a.Transport, net.JoinHostPort(h.name, c.mxPort), a.Envelope)
+	}
+	return nil, c.oneOf(ctx, c.reach.order(hops, time.Now()), try)
+}
+
+// oneOf tries hops until one is in reach, and notes which are not.
+func (c *Client) oneOf(ctx context.Context, hops []hop, try func(hop) error) (err error) {
+	for _, h := range hops {
+		err = try(h)
+		var out *OutOfReach
+		switch {
+		case ctx.Err() != nil:
+			return ended(ctx, err)
+		case !errors.As(err, &out):
+			if err == nil || errors.Is(err, ErrNoAnswer) {
+				c.reach.answered(h)
+			}
+			return err
+		case out.Err != errRecentlyDown: // which is no news
+			c.reach.failed(h, out, time.Now())
+		}
+	}
+	return err
+}
+
+// selfTime is how long it is believed whether a host of MX records is this node.
+const selfTime = time.Minute
+
+// isSelf says whether a host has an address at which this node takes mail. What the DNS does not tell now is not.
+func (c *Client) isSelf(ctx context.Context, host string) bool {
+	if c.own == nil {
+		return false
+	}
+	now := time.Now()
+	if self, known := c.self.get(host, now); known {
+		return self
+	}
+	addrs, err := c.lookup.addresses(ctx, host)
+	if err != nil {
+		return false
+	}
+	self := slices.ContainsFunc(addrs, func(a netip.Addr) bool { return c.isOwn(a, c.mxPort) })
+	c.self.put(host, self, now.Add(selfTime))
+	return self
+}
+
+// isOwn says whether an address is one at which this node takes mail.
+func (c *Client) isOwn(addr netip.Addr, port string) bool {
+	if c.own == nil {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && c.own(netip.AddrPortFrom(addr, uint16(n)))
+}
+
+// A selfCache keeps which hosts are this node. The zero selfCache is ready.
+type selfCache struct {
+	mu   sync.Mutex
+	host map[string]selfAnswer
+}
+
+type selfAnswer struct {
+	self  bool
+	until time.Time
+}
+
+func (s *selfCache) get(host string, now time.Time) (self, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.host[host]
+	return a.self, ok && now.Before(a.until)
+}
+
+func (s *selfCache) put(host string, self bool, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.host == nil || len(s.host) >= awayMaximum {
+		s.host = make(map[string]selfAnswer)
+	}
+	s.host[host] = selfAnswer{self, until}
+}
