@@ -35,8 +35,6 @@ func TestLimitsOfTheHop(t *testing.T) {
 			limited("MAILMAX=1 RCPTMAX=1") + burst("250 ok", "250 two", "b@b.test") + "C: QUIT"}, "a@b.test b@b.test", "dot 250 one\ndot 250 two"},
 		{"what is no limit", []string{limited("RCPTMAX=x MAILMAX RCPTMAX=9999999 RCPTMAX=0 FUTURE=1") + burst("250 ok", "250 one", "a@b.test", "b@b.test")},
 			"a@b.test b@b.test", "dot 250 one\ndot 250 one"},
-		{"the rest where the message is refused", []string{limited("RCPTMAX=1") + burst("250 ok", "554 5.7.1 spam", "a@b.test")},
-			"a@b.test b@b.test", "dot 554 5.7.1 spam\nrcpt 452 4.5.3 too many recipients for the next hop at once"},
 		{"the rest where the connection is lost behind the first", []string{limited("RCPTMAX=1 MAILMAX=1") + burst("250 ok", "250 one", "a@b.test"), "S: 421 busy"},
 			"a@b.test b@b.test", "dot 250 one\nrcpt 452 4.5.3 too many recipients for the next hop at once"},
 		{"452 from the hop, where others were taken", []string{hello + "C: MAIL FROM:<from@a.test> SIZE=7\nC: RCPT TO:<a@b.test>\nC: RCPT TO:<b@b.test>\nC: DATA\n" +
@@ -56,6 +54,19 @@ func TestLimitsOfTheHop(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhereTheMessageIsRefusedTheRestIsNotTriedWithIt(t *testing.T) {
+	s := newScript(t, limited("RCPTMAX=1 MAILMAX=1")+burst("250 ok", "554 5.7.1 spam", "a@b.test")+"C: QUIT",
+		limited("RCPTMAX=1")+burst("250 ok", "250 two", "b@b.test"))
+	got, err := testClient(t, nil).Deliver(bg(), attempt(s.addr(), "hello\r\n", "a@b.test", "b@b.test"))
+	if err != nil || summary(got) != "dot 554 5.7.1 spam\nrcpt 452 4.5.3 too many recipients for the next hop at once" {
+		t.Errorf("got %s, %v", summary(got), err)
+	}
+	if n := s.connections(); n != 1 {
+		t.Errorf("%d connections: there was a second transaction", n)
+	}
+	s.l.Close()
 }
 
 // What is more than the hop takes is known before the dot, so that it can be spooled; it is one transaction.
