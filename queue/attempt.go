@@ -116,7 +116,7 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	number := t.n.attempts + 1
 	t.log.Info().Str("item", t.n.id).Str("transport", g.transport.Name).Int("attempt", number).
 		Array("forward_path", pathArray(paths)).Msg("attempt.start")
-	results, err := t.deliver(ctx, relay.Attempt{
+	results, err := t.bring(ctx, g, relay.Attempt{
 		Transport: g.transport, Domain: g.domain, Envelope: m.Envelope, Paths: paths, Params: params, Content: m.Content,
 	})
 	took := t.o.Now().Sub(start)
@@ -147,6 +147,16 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	default: // our own stop: as if it had not been tried
 		t.log.Info().Str("item", t.n.id).Int("attempt", number).AnErr("err", err).Msg("attempt.dropped")
 	}
+}
+
+// bring makes the attempt, unless the next hop is known to be dead.
+func (t *trial) bring(ctx context.Context, g *group, a relay.Attempt) ([]relay.Result, error) {
+	if g.away != nil {
+		return nil, g.away
+	}
+	results, err := t.deliver(ctx, a)
+	t.feedback(g, results, err)
+	return results, err
 }
 
 // outOfReachReply is what stands for the answer of a next hop that gave none.
@@ -267,11 +277,11 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 	open, closed := t.close()
 	t.mu.Lock()
 	n.open = open
-	if t.ended {
+	if t.ended && n.left == "" {
 		n.attempts++
 		n.next = now.Add(backoff(n.attempts, rand.Float64()))
 		n.transport = t.transport
-	} // else it was not tried: it is due as before
+	} // else not all of it was tried: it is due as before
 	for i := range open {
 		if open[i].last != nil {
 			n.lastReply, n.class = open[i].last.reply().String(), open[i].last.Class
@@ -388,7 +398,11 @@ func (t *trial) giveBack(gone bool) {
 	if gone {
 		delete(t.items, n.id)
 	} else {
-		t.due.set(n, n.next)
+		if n.left != "" {
+			t.waitLocked(n, n.left)
+		} else {
+			t.due.set(n, n.next)
+		}
 		if t.outOfReach != "" {
 			t.stickLocked(n, t.outOfReach)
 		}

@@ -76,7 +76,12 @@ type entry struct {
 	via       string        // the transport that an operator has ordered
 	stuck     string        // the next hop that was out of reach at the last attempt, as group.key
 	position  int           // in the schedule; -1 where it is not in it
+	left      string        // a next hop (group.key) for which there was no room in the last attempt; "" where all were tried
+	round     time.Time     // since when the others were tried; zero where all were
 }
+
+// isLeft says whether a recipient was not tried in this round.
+func (n *entry) isLeft(r recipient) bool { return r.last == nil || r.last.At.Before(n.round) }
 
 func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 	n := &entry{

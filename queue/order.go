@@ -63,8 +63,11 @@ func (q *Queue) Do(ctx context.Context, o Order, said func(id string, err error)
 	if err := q.CanDo(o); err != nil {
 		return err
 	}
-	if o.Deed == Retry && q.o.Relay != nil {
-		q.o.Relay.Forget() // somebody knows better than a memory of ten seconds ago
+	if o.Deed == Retry { // somebody knows better than a memory of a while ago
+		if q.o.Relay != nil {
+			q.o.Relay.Forget()
+		}
+		q.reviveAll()
 	}
 	r := &orderRun{Queue: q, o: o, said: said}
 	return r.run(ctx, r.carryOut)

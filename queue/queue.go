@@ -66,16 +66,21 @@ type Queue struct {
 
 	anyStuck atomic.Int64 // entries in stuck, to be looked at without mu
 
-	mu      sync.Mutex
-	items   map[string]*entry
-	due     schedule                       // neither held nor busy nor waiting
-	running int                            // items busy
-	slots   map[string]int                 // attempts under way by group.key
-	waiting map[string][]*entry            // due, and all slots of that key are taken
-	stuck   map[string]map[*entry]struct{} // whose last attempt found that next hop (group.key) out of reach
-	counts  Stats
-	coming  map[string]struct{} // IDs of items that another node is giving us
-	idle    chan struct{}       // closed when an item is not busy any more; nil where nobody waits for that
+	mu        sync.Mutex
+	items     map[string]*entry
+	due       schedule                       // neither held nor busy nor waiting
+	running   int                            // items busy
+	dueFirst  bool                           // whose turn it was
+	sitesLeft int                            // how many sites tidying has left
+	slots     map[string]int                 // attempts under way by group.key
+	waiting   map[string][]*entry            // due, and there is no room for that key
+	sites     map[string]*site               // by group.key; what is not there is as new
+	ring      []string                       // keys of waiting in the order of their turns, and some that are no more
+	inRing    map[string]struct{}            // those in ring
+	stuck     map[string]map[*entry]struct{} // whose last attempt found that next hop (group.key) out of reach
+	counts    Stats
+	coming    map[string]struct{} // IDs of items that another node is giving us
+	idle      chan struct{}       // closed when an item is not busy any more; nil where nobody waits for that
 }
 
 // Open reads the spool: items are there to be tried at their time, held ones are dropped, damaged ones set aside. Nothing is
@@ -99,6 +104,7 @@ func Open(o Options) (*Queue, error) {
 	q := &Queue{
 		o: o, spool: sp, log: o.Log, wake: make(chan struct{}, 1),
 		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*entry),
+		sites: make(map[string]*site), inRing: make(map[string]struct{}),
 		stuck: make(map[string]map[*entry]struct{}), coming: make(map[string]struct{}),
 	}
 	if o.Relay != nil {

@@ -140,7 +140,7 @@ func TestNullReversePathGetsNoDSN(t *testing.T) {
 func TestHopThatAnswersAgainMakesItsItemsDue(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	q.hop.set(outOfReach)
-	for range 5 {
+	for range firstWindow - 1 { // one more, and it would be dead
 		q.mustPut(t, false, draft("from@a.test", "x@b.test"))
 	}
 	q.run(t)

@@ -3,12 +3,14 @@ package queue
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"mailproxy/config"
 	"mailproxy/mail"
+	"mailproxy/relay"
 )
 
 // A group is the open forward-paths of an item that share a next hop.
@@ -19,6 +21,10 @@ type group struct {
 	refused    *mail.Reply
 	unreported bool         // they were refused before: what is left to do is to tell
 	recipients []*recipient // into entry.open
+
+	away  *relay.OutOfReach // the next hop is dead: put off for this reason, without an attempt
+	slot  bool              // it has one of the next hop's
+	looks bool              // it looks whether the next hop is still dead
 }
 
 // Run makes the attempts as they come due, until ctx ends; it returns when all attempts have ended. An attempt that has sent its
@@ -29,7 +35,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	for {
 		n, wait := q.take()
 		if n != nil {
-			if groups := q.plan(n); q.reserve(n, groups) {
+			if groups := q.reserve(n, q.plan(n)); len(groups) > 0 {
 				attempts.Go(func() {
 					q.try(ctx, n, groups)
 					q.poke()
@@ -62,16 +68,24 @@ func (q *Queue) take() (*entry, time.Duration) {
 	if q.running >= q.o.Concurrency {
 		return nil, maxWait // the end of an attempt wakes us
 	}
-	if len(q.due) == 0 || q.due[0].next.After(now) {
-		q.admitLocked()
+	// By turns from what waits for room and from what has become due: neither holds up the other.
+	q.dueFirst = !q.dueFirst
+	var n *entry
+	wait := maxWait
+	if !q.dueFirst {
+		n = q.admitLocked()
 	}
-	if len(q.due) == 0 {
-		return nil, maxWait
+	if n == nil && len(q.due) > 0 {
+		if wait = q.due[0].next.Sub(now); wait <= 0 {
+			n = heap.Pop(&q.due).(*entry)
+		}
 	}
-	if wait := q.due[0].next.Sub(now); wait > 0 {
+	if n == nil && q.dueFirst {
+		n = q.admitLocked()
+	}
+	if n == nil {
 		return nil, min(wait, maxWait)
 	}
-	n := heap.Pop(&q.due).(*entry)
 	n.busy = true
 	q.running++
 	return n, 0
@@ -79,12 +93,18 @@ func (q *Queue) take() (*entry, time.Duration) {
 
 // plan groups an entry's open paths by next hop, as the configuration of this moment has it.
 func (q *Queue) plan(n *entry) []*group {
+	if !n.round.IsZero() && !slices.ContainsFunc(n.open, n.isLeft) {
+		n.round = time.Time{}
+	}
 	var groups []*group
 	byKey := make(map[string]*group, 1)
 	for i := range n.open {
 		r := &n.open[i]
 		if r.unreported {
 			groups = append(groups, &group{unreported: true, recipients: []*recipient{r}})
+			continue
+		}
+		if !n.round.IsZero() && !n.isLeft(*r) {
 			continue
 		}
 		t, refused := q.wayOf(n.via, r.path)
@@ -112,51 +132,51 @@ func groupKey(t config.Transport, p mail.Path) (key, domain string) {
 	return t.Name + " " + strings.Join(t.Hosts, " "), ""
 }
 
-// reserve takes a slot for each group, or none: then the entry waits for a slot of the first that has none left.
-func (q *Queue) reserve(n *entry, groups []*group) bool {
+// reserve takes a slot for each group that can be tried now; the others wait for another time (entry.left). Where there is none to be
+// tried the entry waits for room. A next hop that is dead needs no room: what is for it is put off at once.
+func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
+	now := q.o.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	n.left = ""
 	for _, g := range groups {
-		if g.key != "" && q.slots[g.key] >= q.o.PerHop {
-			q.idleLocked(n)
-			q.running--
-			q.waiting[g.key] = append(q.waiting[g.key], n)
-			return false
+		switch {
+		case g.key == "":
+			ready = append(ready, g)
+		case q.takeSlotLocked(g, now):
+			ready = append(ready, g)
+		case n.left == "":
+			n.left = g.key
 		}
 	}
-	for _, g := range groups {
-		if g.key != "" {
-			q.slots[g.key]++
-		}
+	switch {
+	case len(ready) == 0:
+		q.idleLocked(n)
+		q.running--
+		q.waitLocked(n, n.left)
+	case n.left == "":
+		n.round = time.Time{}
+	case n.round.IsZero():
+		n.round = now
 	}
+	return ready
+}
+
+// takeSlotLocked says whether a group can be tried now, or is put off at once.
+func (q *Queue) takeSlotLocked(g *group, now time.Time) bool {
+	s := q.siteLocked(g.key)
+	if g.away = s.left(now); g.away != nil {
+		return true
+	}
+	if !q.roomLocked(g.key, q.running) {
+		return false
+	}
+	if s.out != nil {
+		g.looks, s.looking = true, true
+	}
+	g.slot = true
+	q.slots[g.key]++
 	return true
-}
-
-func (q *Queue) giveBackLocked(g *group) {
-	if g.key == "" {
-		return
-	}
-	if q.slots[g.key]--; q.slots[g.key] == 0 {
-		delete(q.slots, g.key)
-	}
-}
-
-// admitLocked puts back into the schedule as many of those that wait for slots as have become free.
-func (q *Queue) admitLocked() {
-	for key, list := range q.waiting {
-		free := min(q.o.PerHop-q.slots[key], len(list))
-		if free <= 0 {
-			continue
-		}
-		for _, n := range list[:free] {
-			q.due.set(n, n.next)
-		}
-		if list = list[free:]; len(list) == 0 {
-			delete(q.waiting, key)
-		} else {
-			q.waiting[key] = list
-		}
-	}
 }
 
 // HopAnswered tells the queue that the next hop for this path has answered an attempt of someone else's (cut-through): what
@@ -177,6 +197,9 @@ func (q *Queue) HopAnswered(t config.Transport, to mail.Path) {
 
 // unstickAllLocked makes due what waits for a next hop that has just answered.
 func (q *Queue) unstickAllLocked(key string, now time.Time) {
+	if s := q.sites[key]; s != nil {
+		s.revive()
+	}
 	q.anyStuck.Add(-int64(len(q.stuck[key])))
 	for n := range q.stuck[key] {
 		n.stuck = ""
