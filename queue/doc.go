@@ -4,7 +4,9 @@
 // The walk of an item:
 //
 //  1. Put gives it to the spool, and returns when it is on the disk.
-//  2. Run takes what is due, groups the open forward-paths by next hop, and makes one attempt for each group.
+//  2. Run takes what is due, groups the open forward-paths by next hop, and makes one attempt for each group. A next hop gets as many at
+//     once as it bears (site.go); what there is no room for waits, and next hops take turns, so that none holds up another, nor one
+//     recipient of an item the others. What is for a next hop that seems dead is put off without an attempt.
 //  3. Delivered paths are closed on disk; refused ones are reported in one DSN, which is spooled before they are closed; the
 //     others stay, to be tried again after 1 minute, 2, 4 … about an hour, until the item's life is over, and their sender is told
 //     once that they are late. The table at settle says it all.

@@ -29,7 +29,7 @@ type Item struct {
 	Client string `json:"client,omitempty"`
 	// Session is the ID of the session that it came in.
 	Session string `json:"session,omitempty"`
-	// Class is where that came from: dns, connect, tls, greeting, mail, rcpt, data, final; route where our configuration said so.
+	// Class is where that came from: dns, connect, greeting, tls, auth, mail, rcpt, data, final; route where our configuration said so.
 	Class string `json:"class,omitempty"`
 	// Via is the transport that an operator has ordered instead of the usual one.
 	Via string `json:"via,omitempty"`

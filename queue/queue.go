@@ -45,9 +45,9 @@ type Options struct {
 	DelayNotice func() time.Duration
 	// MinFree is how many octets stay free on the spool's file system.
 	MinFree int64
-	// Concurrency is how many items are tried at once; 0 is 100.
+	// Concurrency is how many items are tried at once, and as many again for next hops that nothing else is tried for; 0 is 100.
 	Concurrency int
-	// PerHop is how many of them may be for the same next hop (transport, and domain where it goes by MX); 0 is 20.
+	// PerHop is how many of them may be for the same next hop (transport, and domain where it goes by MX), if it bears so many; 0 is 20.
 	PerHop int
 	Log    zerolog.Logger
 	// Now is the clock; nil is time.Now.

@@ -65,7 +65,7 @@ func (q *Queue) take() (*entry, time.Duration) {
 	now := q.o.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.running >= q.o.Concurrency {
+	if q.running >= 2*q.o.Concurrency {
 		return nil, maxWait // the end of an attempt wakes us
 	}
 	// By turns from what waits for room and from what has become due: neither holds up the other.
@@ -143,7 +143,7 @@ func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
 		switch {
 		case g.key == "":
 			ready = append(ready, g)
-		case q.takeSlotLocked(g, now):
+		case q.takeSlotLocked(g, n, now):
 			ready = append(ready, g)
 		case n.left == "":
 			n.left = g.key
@@ -162,16 +162,17 @@ func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
 	return ready
 }
 
-// takeSlotLocked says whether a group can be tried now, or is put off at once.
-func (q *Queue) takeSlotLocked(g *group, now time.Time) bool {
+// takeSlotLocked says whether a group can be tried now, or is put off at once. At the end of its life it is tried once more.
+func (q *Queue) takeSlotLocked(g *group, n *entry, now time.Time) bool {
 	s := q.siteLocked(g.key)
-	if g.away = s.left(now); g.away != nil {
+	if g.away = s.left(now); g.away != nil && now.Sub(n.bornAt()) < q.lifeBy(g.transport) {
 		return true
 	}
+	g.away = nil
 	if !q.roomLocked(g.key, q.running) {
 		return false
 	}
-	if s.out != nil {
+	if s.left(now) == nil && s.out != nil {
 		g.looks, s.looking = true, true
 	}
 	g.slot = true

@@ -33,7 +33,7 @@ type Selection struct {
 
 // Classes are the reason classes that Selection.Reason knows.
 func Classes() []string {
-	return []string{"route", "dns", "connect", "tls", "greeting", "mail", "rcpt", "data", "final"}
+	return []string{"route", "dns", "connect", "greeting", "tls", "auth", "mail", "rcpt", "data", "final"}
 }
 
 // Check says what is wrong with a Selection; it wraps ErrSelection.

@@ -11,13 +11,17 @@ import (
 // Bounds on what is asked of one next hop at once.
 const (
 	firstWindow = 5  // attempts at once at the beginning
-	mostNeed    = 64 // good attempts for each one more at once, where more was too much
+	mostNeed    = 64 // cohorts of good attempts for one more at once, where that was too much again and again
+
+	rounding = 0.001 // N times 1/N may be less than 1
 )
 
 // How long a next hop that seems dead is left alone; doubled with each look in vain.
 const (
 	deadFirst = 30 * time.Second
 	deadMost  = 10 * time.Minute
+
+	fewest = 3 // bad attempts in a row that make a hop dead, at least
 )
 
 // A site is what is known of one next hop (group.key): how many attempts at once it bears, and whether it is dead. As in Postfix's
@@ -32,7 +36,7 @@ type site struct {
 	window  int
 	good    float64 // cohorts of good attempts since the window changed
 	bad     float64 // the same of bad ones
-	inARow  float64 // cohorts of bad attempts since the last good one
+	inARow  int     // bad attempts since the last good one
 	need    float64 // cohorts of good attempts for one more at once
 	dead    time.Time
 	wait    time.Duration
@@ -60,20 +64,20 @@ func (s *site) succeeded(inUse, most int) {
 		return
 	}
 	s.good += 1 / float64(s.window)
-	if s.good >= s.need && s.window < most {
+	if s.good > s.need-rounding && s.window < most {
 		s.window, s.good, s.bad = s.window+1, 0, 0
 	}
 }
 
 // failed notes a bad attempt; out is nil where the hop answered and then had enough (421).
 func (s *site) failed(out *relay.OutOfReach, now time.Time) {
-	part := 1 / float64(s.window)
-	s.bad += part
-	s.inARow += part
-	if s.bad > 0.999 {
+	s.bad += 1 / float64(s.window)
+	s.inARow++
+	dead := s.inARow >= max(s.window, fewest)
+	if s.bad > 1-rounding {
 		s.window, s.good, s.bad, s.need = max(1, s.window-1), 0, 0, min(2*s.need, mostNeed)
 	}
-	if out != nil && (s.looking || s.out == nil && s.inARow > 0.999) {
+	if out != nil && (s.looking || s.out == nil && dead) {
 		s.wait = min(max(2*s.wait, deadFirst), deadMost)
 		s.out, s.dead, s.looking = out, now.Add(s.wait), false
 	}
@@ -95,7 +99,7 @@ func (q *Queue) siteLocked(key string) *site {
 	return s
 }
 
-// tidySitesLocked forgets the dead that nothing waits for.
+// tidySitesLocked forgets those that nothing is for.
 func (q *Queue) tidySitesLocked() {
 	for key := range q.sites {
 		if q.slots[key] == 0 && len(q.waiting[key]) == 0 && len(q.stuck[key]) == 0 {
@@ -106,15 +110,10 @@ func (q *Queue) tidySitesLocked() {
 }
 
 // roomLocked says whether one more attempt may be made at a next hop, with so many running then: it bears one more, and there is enough for
-// others. The last tenth of all attempts is for those that have less than their share.
+// others. One that none is made at has room in any case, up to the bound of take: no number of slow ones holds it up.
 func (q *Queue) roomLocked(key string, running int) bool {
 	used := q.slots[key]
-	sites := len(q.slots) + 1 // and one that may come
-	if used == 0 {
-		sites++
-	}
-	enough := running <= q.o.Concurrency-max(1, q.o.Concurrency/10) || used < max(1, q.o.Concurrency/sites)
-	return enough && used < q.siteLocked(key).window
+	return used == 0 || running <= q.o.Concurrency && used < q.siteLocked(key).window
 }
 
 // feedback notes what an attempt says about its next hop, and gives its slot back.
@@ -166,9 +165,6 @@ func (q *Queue) giveBackLocked(g *group) {
 	}
 	if q.slots[g.key]--; q.slots[g.key] == 0 {
 		delete(q.slots, g.key)
-		if s := q.sites[g.key]; len(q.waiting[g.key]) == 0 && s != nil && s.out == nil {
-			delete(q.sites, g.key) // it is as good as new when there is something for it again
-		}
 	}
 }
 

@@ -34,7 +34,7 @@ const (
 
 // outcomeOf is what is kept of a result.
 func outcomeOf(r relay.Result, at time.Time) *outcome {
-	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, Class: classOf(r.Stage), At: at}
+	o := &outcome{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Text: r.Reply.Text, Hop: r.Hop, Class: r.Stage.Reason(), At: at}
 	if out := new(relay.OutOfReach); errors.As(r.Reply.Cause, &out) {
 		o.Source, o.Text = fromNobody, printable(out.Error())
 	} else if r.Reply.Cause != nil && !errors.As(r.Reply.Cause, new(*mail.Reply)) {
@@ -76,15 +76,6 @@ type state struct {
 	// DelayTold are open ones whose sender was told that they are late.
 	DelayTold []int `json:"delay_told,omitempty"`
 }
-
-// classes are the reason classes of relay's stages.
-var classes = map[relay.Stage]string{
-	relay.StageLookup: "dns", relay.StageConnect: "connect", relay.StageGreeting: "greeting", relay.StageEhlo: "greeting",
-	relay.StageStartTLS: "tls", relay.StageReset: "mail", relay.StageMail: "mail", relay.StageRcpt: "rcpt", relay.StageData: "data",
-	relay.StageDot: "final",
-}
-
-func classOf(s relay.Stage) string { return classes[s] }
 
 // classRoute is the class of what our own configuration refuses.
 const classRoute = "route"
