@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"syscall"
+
+	"github.com/rs/zerolog"
 
 	"mailproxy/config"
 	"mailproxy/smtpd"
@@ -25,10 +28,16 @@ type mailListener struct {
 	kind smtpd.Kind
 }
 
-// openListeners opens all, or none.
-func openListeners(ctx context.Context, l *config.Local) (*listeners, error) {
+// openListeners opens all, or none; those that systemd has kept are open already.
+func openListeners(ctx context.Context, l *config.Local, log zerolog.Logger) (*listeners, error) {
 	o := &listeners{}
-	err := o.open(ctx, l)
+	var addresses []string
+	if l.Runs(config.ServiceSMTP) {
+		addresses = slices.Concat(l.SMTP.Listen, l.SMTP.TLSListen, l.Internal.Listen, l.Internal.TLSListen)
+	}
+	kept := inherit(log, addresses)
+	err := o.open(ctx, l, &kept)
+	kept.close()
 	if err != nil {
 		o.close()
 		return nil, err
@@ -36,14 +45,14 @@ func openListeners(ctx context.Context, l *config.Local) (*listeners, error) {
 	return o, nil
 }
 
-func (o *listeners) open(ctx context.Context, l *config.Local) (err error) {
+func (o *listeners) open(ctx context.Context, l *config.Local, kept *inherited) (err error) {
 	if l.Runs(config.ServiceSMTP) {
-		if err := o.openMail(ctx, l); err != nil {
+		if err := o.openMail(ctx, l, kept); err != nil {
 			return err
 		}
 	}
 	if l.Runs(config.ServiceWeb) {
-		if o.web, err = listen(ctx, "web", l.Web.Listen); err != nil {
+		if o.web, err = listen(ctx, "web", l.Web.Listen, &inherited{}); err != nil {
 			return err
 		}
 	}
@@ -52,7 +61,7 @@ func (o *listeners) open(ctx context.Context, l *config.Local) (err error) {
 }
 
 // openMail opens the listeners for mail. Where mail from our networks has its own, [smtp] is for the Internet alone.
-func (o *listeners) openMail(ctx context.Context, l *config.Local) error {
+func (o *listeners) openMail(ctx context.Context, l *config.Local, kept *inherited) error {
 	outside := smtpd.Any
 	if l.HasInternal() {
 		outside = smtpd.MX
@@ -67,7 +76,7 @@ func (o *listeners) openMail(ctx context.Context, l *config.Local) error {
 		{"internal", l.Internal.Listen, smtpd.Kind{Purpose: smtpd.Internal}},
 		{"internal", l.Internal.TLSListen, smtpd.Kind{Purpose: smtpd.Internal, TLS: true}},
 	} {
-		opened, err := listen(ctx, s.section, s.listen)
+		opened, err := listen(ctx, s.section, s.listen, kept)
 		for _, x := range opened {
 			o.smtp = append(o.smtp, mailListener{x, s.kind})
 		}
@@ -78,11 +87,15 @@ func (o *listeners) openMail(ctx context.Context, l *config.Local) error {
 	return nil
 }
 
-// listen opens TCP listeners; those that were opened before an error are given with it.
-func listen(ctx context.Context, section string, addresses []string) ([]net.Listener, error) {
+// listen opens TCP listeners, but for those that are kept; those that were opened before an error are given with it.
+func listen(ctx context.Context, section string, addresses []string, kept *inherited) ([]net.Listener, error) {
 	var all []net.Listener
 	var lc net.ListenConfig
 	for _, a := range addresses {
+		if l := kept.take(a); l != nil {
+			all = append(all, l)
+			continue
+		}
 		l, err := lc.Listen(ctx, "tcp", a)
 		if err != nil {
 			return all, listenError(section, a, err)

@@ -56,7 +56,7 @@ func serve(c *cli.Context) error {
 	}
 	ctx, stop := onSignals(c.Context, log)
 	defer stop()
-	doors, err := openListeners(ctx, local)
+	doors, err := openListeners(ctx, local, log)
 	if err != nil {
 		return err
 	}
@@ -83,6 +83,9 @@ func serve(c *cli.Context) error {
 	}
 	log.Info().Str("version", version.String()).Str("node", local.Name).Int("pid", os.Getpid()).Strs("services", local.Services).
 		Msg("daemon.started")
+	if err := keepListeners(doors.smtp); err != nil {
+		log.Warn().Err(err).Msg("systemd.deaf")
+	}
 	err = runParts(ctx, log, d.parts(), func() { notify(log, systemd.SdNotifyReady) })
 	log.Info().Err(err).Msg("daemon.stopped")
 	return err
