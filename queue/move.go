@@ -189,7 +189,6 @@ func (m *Moved) check() (*state, error) {
 	if len(closed) == count || s.Attempts < 0 || s.Paused < 0 {
 		return nil, errors.New("bad item: state")
 	}
-	s.Moving = 0
 	return s, nil
 }
 

@@ -65,6 +65,9 @@ func TestAMovedItemIsThereAsItWasHere(t *testing.T) {
 			t.Errorf("said %v; %d are left", said, len(q.List()))
 		}
 	}
+	if n := there.items[items[2]]; n.position != -1 {
+		t.Error("what is on hold is in the schedule")
+	}
 	there.Close()
 	there = openTest(t, thereDir, nil)
 	if list := there.List(); len(list) != 3 {
@@ -126,11 +129,45 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	if err := there.Receive(1, &other, strings.NewReader("x\r\n")); !errors.Is(err, ErrOther) {
 		t.Errorf("another of that ID: %v", err)
 	}
+	// The same on its way in twice.
+	r, w := io.Pipe()
+	m := &Moved{ID: mail.NewID(time.Now()), Size: 3, Envelope: other.Envelope}
+	first := make(chan error)
+	go func() { first <- there.Receive(1, m, r) }()
+	_, _ = io.WriteString(w, "x\r")
+	if err := there.Receive(1, m, strings.NewReader("x\r\n")); !errors.Is(err, ErrBusy) {
+		t.Errorf("while it is on its way: %v", err)
+	}
+	_, _ = io.WriteString(w, "\n")
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if err := there.Receive(1, m, strings.NewReader("")); err != nil {
+		t.Errorf("when it is there: %v", err)
+	}
 	// What the disk does not take is refused, and stays.
 	full := openTest(t, t.TempDir(), func(o *Options) { o.MinFree = 1 << 60 })
 	id = q.mustPut(t, false, draft("from@a.test", "y@b.test"))[0]
 	if said := q.move(t, ids(id), over(full.Queue)); !errors.Is(said[id], ErrRefused) || !errors.Is(said[id], ErrFull) || len(q.List()) != 1 || len(full.List()) != 0 {
 		t.Errorf("to a full disk: %v", said)
+	}
+}
+
+func TestADamagedItemIsNotMoved(t *testing.T) {
+	dir := t.TempDir()
+	q := openTest(t, dir, nil)
+	id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+	segment := filepath.Join(dir, "log", names(t, filepath.Join(dir, "log"))[0])
+	b, err := os.ReadFile(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(segment, bytes.Replace(b, []byte("hello"), []byte("hallo"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := q.move(t, ids(id), func(context.Context, *Moved, mail.Content) error { t.Error("it was given away"); return nil })
+	if !errors.Is(said[id], ErrDamaged) || len(q.List()) != 1 {
+		t.Errorf("%v", said)
 	}
 }
 
@@ -189,7 +226,11 @@ func TestAMoveThatIsKilledLosesNothingAndNamesWhatIsInBoth(t *testing.T) {
 	const count = 300
 	want := map[string]bool{}
 	for range count {
-		want[q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]] = true
+		id := q.mustPut(t, false, draft("from@a.test", "x@b.test", "closed@b.test"))[0]
+		if err := q.saveState(id, &state{Done: []int{1}}, false); err != nil {
+			t.Fatal(err)
+		}
+		want[id] = true
 	}
 	q.Close()
 	var log bytes.Buffer
@@ -215,6 +256,11 @@ func TestAMoveThatIsKilledLosesNothingAndNamesWhatIsInBoth(t *testing.T) {
 		here, there := openTest(t, filepath.Join(dir, "from"), nil), openTest(t, filepath.Join(dir, "to"), nil)
 		all := log.String() + here.log.String()
 		log.WriteString(here.log.String())
+		for _, i := range append(here.List(), there.List()...) {
+			if len(i.ForwardPaths) != 1 {
+				t.Errorf("round %d: %s goes to %v", round, i.ID, i.ForwardPaths)
+			}
+		}
 		left := here.selected(t, Selection{})
 		arrived := there.selected(t, Selection{})
 		for id := range want {

@@ -210,6 +210,8 @@ func TestSelections(t *testing.T) {
 		{"an address, its local part in any case", Selection{From: "<boss@A.test>"}, []string{old}},
 		{"a domain of the reverse-path", Selection{From: "a.test"}, []string{old, fresh, unanswered}},
 		{"the null reverse-path", Selection{From: "<>"}, []string{null}},
+		{"an address in A-labels", Selection{From: "from@xn--mller-kva.test"}, []string{idn}},
+		{"an address in U-labels", Selection{From: "from@müller.test"}, []string{idn}},
 		{"a domain in A-labels", Selection{From: "xn--mller-kva.test"}, []string{idn}},
 		{"a domain in U-labels", Selection{From: "@müller.test"}, []string{idn}},
 		{"one of several forward-paths", Selection{To: "later@b.test"}, []string{old, null}},
@@ -264,12 +266,40 @@ func TestOrdersReachWhatWaitsForASlot(t *testing.T) {
 	q.run(t)
 	waitFor(t, "four wait", func() bool { q.mu.Lock(); defer q.mu.Unlock(); return len(q.waiting["b.test b.test:25"]) == 4 })
 	busy := slices.IndexFunc(q.List(), func(i Item) bool { return i.Busy })
-	held := q.List()[(busy+1)%5].ID
+	held, deleted := q.List()[(busy+1)%5].ID, q.List()[(busy+2)%5].ID
 	q.order(t, Order{Deed: PutOnHold, Selection: ids(held)})
+	q.order(t, Order{Deed: Delete, Selection: ids(deleted)})
 	close(proceed)
 	waitFor(t, "one is left", func() bool { return len(q.List()) == 1 })
-	if i := q.List()[0]; i.ID != held || i.Attempts != 0 {
-		t.Errorf("left %+v", i)
+	if i := q.List()[0]; i.ID != held || i.Attempts != 0 || len(q.hop.attempts()) != 3 {
+		t.Errorf("left %+v, %d attempts", i, len(q.hop.attempts()))
+	}
+	if strings.Contains(q.log.String(), "spool.unreadable") {
+		t.Error("one that was deleted was tried")
+	}
+}
+
+// What goes while a long list is read is not shown any more.
+func TestAListShowsOnlyWhatIsThere(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	var last string
+	for range chunk + 2 {
+		last = q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+	}
+	seen := 0
+	counted, err := q.Each(Selection{}, -1, func(i Item) error {
+		if seen++; seen == 1 {
+			if err := q.Delete(last); err != nil {
+				t.Error(err)
+			}
+		}
+		if i.ID == last {
+			t.Error("a deleted item is listed")
+		}
+		return nil
+	})
+	if err != nil || counted.Matched != chunk+1 || counted.Total != chunk+2 {
+		t.Errorf("%+v, %v", counted, err)
 	}
 }
 
@@ -293,9 +323,16 @@ func TestAnOrderOfManyEndsWithWhoeverWaitsForIt(t *testing.T) {
 	if err := q.Do(t.Context(), Order{Deed: Free}, func(string, error) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("%v", err)
 	}
-	if q.run(t); q.Stats().OnHold != 0 {
+	if q.Stats().OnHold != 0 {
 		t.Errorf("%d are on hold", q.Stats().OnHold)
 	}
+	two := q.mustPut(t, false, draft("from@a.test", "x@b.test"), draft("from@a.test", "x@b.test"))
+	q.order(t, Order{Deed: PutOnHold, Selection: ids(two[0])})
+	if err := q.Do(t.Context(), Order{Deed: PutOnHold, Selection: ids(two...)}, func(string, error) error { return gone }); !errors.Is(err, gone) {
+		t.Errorf("%v", err)
+	}
+	q.order(t, Order{Deed: Free})
+	q.run(t)
 	waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -210,5 +211,44 @@ func TestAnAnswerThatIsCutIsNoEnd(t *testing.T) {
 	defer func() { _ = s.Close(); <-done }()
 	if said, err := order(t, Control(socket), queue.Order{Deed: queue.Delete, Who: "root"}); !errors.Is(err, ErrCut) || len(said) != 1 {
 		t.Errorf("%v, %v", said, err)
+	}
+}
+
+func TestAnItemComesUnderItsOwnName(t *testing.T) {
+	r := newRig(t)
+	peer := Peer(r.bridge(t))
+	id := mail.NewID(time.Now())
+	for path, want := range map[string]int{mail.NewID(time.Now()): http.StatusBadRequest, id: http.StatusNoContent} {
+		body := `{"id":"` + id + `","size":3,"envelope":{"forward_paths":["x@b.test"],"received_at":"2026-01-01T00:00:00Z"}}` + "\nx\r\n"
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://x/queue/"+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := peer.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("at %s: %d %s", path, resp.StatusCode, text)
+		}
+	}
+}
+
+// deadlineRecorder notes the deadlines of reading.
+type deadlineRecorder struct {
+	patientRecorder
+	read []time.Time
+}
+
+func (d *deadlineRecorder) SetReadDeadline(t time.Time) error { d.read = append(d.read, t); return nil }
+
+// The server's bound of the reading of a request would end an answer that takes longer.
+func TestALongAnswerHasAllTheTime(t *testing.T) {
+	d := &deadlineRecorder{patientRecorder: patientRecorder{httptest.NewRecorder()}}
+	newLines(d)
+	if len(d.read) != 1 || !d.read[0].IsZero() || !d.Flushed {
+		t.Errorf("deadlines %v, flushed %v", d.read, d.Flushed)
 	}
 }

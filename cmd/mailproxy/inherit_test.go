@@ -244,7 +244,31 @@ func TestARestartRefusesNoConnection(t *testing.T) {
 	n.stop()
 }
 
-// Sockets of a unit of the administrator's serve as well, and what is none is left alone.
+// Sockets of a unit of the administrator's serve as well.
+func TestListenersOfASocketUnitAreTaken(t *testing.T) {
+	n := newNode(t)
+	cmd := exec.Command("systemd-socket-activate", "--listen="+n.smtp, testbin.Path(t, "mailproxy"), "--config", n.file, "serve")
+	n.stderr = &syncBuffer{}
+	cmd.Stderr = n.stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%v (Debian package systemd)", err)
+	}
+	ended := make(chan error, 1)
+	n.cmd, n.ended = cmd, ended
+	go func() { ended <- cmd.Wait() }()
+	eventually(t, func() error { // the first connection starts it
+		conn, err := net.Dial("tcp", n.smtp)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, err = conn.Read(make([]byte, 1))
+		return err
+	})
+	n.stop()
+}
+
 func TestListenersAreTakenByTheirAddress(t *testing.T) {
 	here := func(address string) net.Listener {
 		l, err := net.Listen("tcp", address)
