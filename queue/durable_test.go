@@ -29,7 +29,8 @@ import (
 const helperVar = "QUEUE_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	helpers := map[string]func(dir string){"put": helperPut, "run": helperRun, "sync": helperSync, "release": helperRelease, "move": helperMove, "settle": helperSettle}
+	helpers := map[string]func(dir string){"put": helperPut, "run": helperRun, "sync": helperSync, "release": helperRelease, "move": helperMove, "settle": helperSettle,
+		"open": helperOpen}
 	if h := helpers[os.Getenv(helperVar)]; h != nil {
 		h(os.Args[1])
 		os.Exit(0)

@@ -93,6 +93,9 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 		if out := third.must("queue", "list"); !strings.Contains(out, " on hold ") {
 			t.Errorf("after a restart: %s", out)
 		}
+		if s := fmt.Sprint(third.status()["problems"]); !strings.Contains(s, "1 queued item on hold, by an operator's order") {
+			t.Errorf("status: %s", s)
+		}
 		eventually(t, func() error {
 			if _, errs, code := slave.run("mailproxy", "queue", "release", theirs[0], "--all"); code != 0 {
 				return errors.New(errs)

@@ -325,6 +325,10 @@ func (d *daemon) problems() []cluster.Problem {
 		if err := d.queue.Healthy(); err != nil {
 			all = append(all, cluster.Problem{What: "spool: " + err.Error(), Remedy: "make room on the disk of " + d.local.SpoolDir()})
 		}
+		if n := d.queue.Stats().OnHold; n > 0 {
+			all = append(all, cluster.Problem{What: count(n, "queued item") + " on hold, by an operator's order",
+				Remedy: "`mailproxy queue list --on-hold` there shows since when and by whom; `mailproxy queue release ALL` ends it"})
+		}
 	}
 	return all
 }
