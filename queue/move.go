@@ -170,6 +170,9 @@ func (m *Moved) check() (*state, error) {
 	if count == 0 || m.Size < 0 || m.Size > maxMoved || m.Envelope.ReceivedAt.IsZero() {
 		return nil, fmt.Errorf("bad item: %d forward-paths, %d octets", count, m.Size)
 	}
+	if n := len(m.Envelope.Params); n != 0 && n != count {
+		return nil, fmt.Errorf("bad item: parameters of %d of %d forward-paths", n, count)
+	}
 	for _, p := range append([]mail.Path{m.Envelope.ReversePath}, m.Envelope.ForwardPaths...) {
 		if again, err := mail.ParsePath(p.String()); err != nil || again != p {
 			return nil, fmt.Errorf("bad item: address %q", p)

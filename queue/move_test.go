@@ -51,6 +51,7 @@ func TestAMovedItemIsThereAsItWasHere(t *testing.T) {
 	dir, thereDir := t.TempDir(), t.TempDir()
 	q, there := openTest(t, dir, nil), openTest(t, thereDir, nil)
 	d := draft("from@a.test", "ok@b.test", "later@b.test", `"quoted \" one"@c.test`)
+	d.Envelope.EnvID, d.Envelope.Params = "id", []mail.RcptParams{{}, {Notify: mail.NotifyNever}, {}}
 	d.Envelope.Client, d.Envelope.Helo, d.Envelope.SMTPUTF8 = netip.MustParseAddr("192.0.2.1"), "h.test", true
 	large := draft("", "later@b.test")
 	large.Content = bytes.NewReader(bytes.Repeat([]byte("0123456\r\n"), 300_000))
@@ -76,7 +77,7 @@ func TestAMovedItemIsThereAsItWasHere(t *testing.T) {
 	first, err := there.Story(items[0])
 	if err != nil || len(first.Item.ForwardPaths) != 1 || first.Item.Attempts != 1 || first.Item.LastReply != "451 4.7.1 try later" || first.Item.Class != "final" ||
 		!first.Recipients[0].Done || first.Envelope.Helo != "h.test" || !first.Envelope.SMTPUTF8 || first.Item.Client != "192.0.2.1" ||
-		first.Item.Next.After(time.Now()) || !first.Item.Created.Equal(d.Envelope.ReceivedAt) {
+		first.Envelope.EnvID != "id" || first.Envelope.Param(1).Notify != mail.NotifyNever || first.Item.Next.After(time.Now()) || !first.Item.Created.Equal(d.Envelope.ReceivedAt) {
 		t.Errorf("%+v, %v", first, err)
 	}
 	if h := there.List()[2].OnHold; h == nil || h.By != "root" {
@@ -185,6 +186,7 @@ func TestWhatAnotherNodeGivesIsChecked(t *testing.T) {
 		"a size over the bound":         func(m *Moved) { m.Size = maxMoved + 1 },
 		"no time":                       func(m *Moved) { m.Envelope.ReceivedAt = time.Time{} },
 		"an address with a line end":    func(m *Moved) { m.Envelope.ForwardPaths[0].Local = "a\r\nb" },
+		"parameters of too few":         func(m *Moved) { m.Envelope.Params = make([]mail.RcptParams, 1) },
 		"no state's JSON":               func(m *Moved) { m.State = json.RawMessage(`[]`) },
 		"a forward-path that is not":    func(m *Moved) { m.State = json.RawMessage(`{"done":[2]}`) },
 		"all forward-paths closed":      func(m *Moved) { m.State = json.RawMessage(`{"done":[0,1]}`) },

@@ -24,6 +24,7 @@ type manager struct {
 
 	mu    sync.Mutex
 	kept  []*os.File
+	late  bool // it has yet to let go of what it kept: it takes its time, until it hears more
 	ready int
 	heard []string
 }
@@ -76,11 +77,15 @@ func (m *manager) hear() {
 		text := string(b[:n])
 		m.mu.Lock()
 		m.heard = append(m.heard, strings.ReplaceAll(text, "\n", " "))
+		if m.late {
+			m.drop()
+			m.late = false
+		}
 		switch {
 		case strings.HasPrefix(text, "FDSTORE=1\n"):
 			m.keep(files)
 		case strings.HasPrefix(text, "FDSTOREREMOVE=1\n"):
-			m.drop()
+			m.late = true
 		default: // a barrier ends with its file
 			for _, f := range files {
 				_ = f.Close()
