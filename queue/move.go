@@ -28,7 +28,8 @@ const movesAtOnce = 16
 
 // Move carries out an order to give items to another node, as Do does. send gives one, and returns nil once it is durable there; an error
 // that wraps ErrRefused says that it is not there. On any other the item may be there, too: the log names it (move.unsure), as it does
-// at the next start one that was on its way when the daemon was killed (move.cut). It is removed here only when it is durable there.
+// at the next start one that was on its way when the daemon was killed (move.cut), and the order ends. It is removed here only when it
+// is durable there.
 func (q *Queue) Move(ctx context.Context, o Order, send func(context.Context, *Moved, mail.Content) error, said func(id string, err error) error) error {
 	r := &orderRun{Queue: q, o: o, said: said}
 	return r.run(ctx, func(ctx context.Context, claimed []*entry) error {
@@ -40,6 +41,9 @@ func (q *Queue) Move(ctx context.Context, o Order, send func(context.Context, *M
 				return err
 			}
 		}
+		if lost := r.lost.Load(); lost != nil {
+			return *lost
+		}
 		return nil
 	})
 }
@@ -48,6 +52,9 @@ func (q *Queue) Move(ctx context.Context, o Order, send func(context.Context, *M
 func (r *orderRun) move(ctx context.Context, n *entry, send func(context.Context, *Moved, mail.Content) error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if lost := r.lost.Load(); lost != nil { // each more would have us wait for nothing
+		return fmt.Errorf("%w: %w", ErrRefused, *lost)
 	}
 	m, err := r.spool.Open(n.id)
 	if err != nil {
@@ -77,10 +84,13 @@ func (r *orderRun) move(ctx context.Context, n *entry, send func(context.Context
 		return r.remove(n, "moved")
 	}
 	if !errors.Is(err, ErrRefused) {
+		r.lost.CompareAndSwap(nil, &err)
 		r.log.Warn().Str("item", n.id).Int("to", int(r.o.To)).AnErr("err", err).Msg("move.unsure")
-		err = fmt.Errorf("it may be there, too: %w", err)
+		unsure := fmt.Errorf("it may be there, too: %w", err)
+		r.health.note(r.Queue.o.Now(), r.log, r.saveState(n.id, before, false)) // else the next start says it again
+		return unsure
 	}
-	r.health.note(r.Queue.o.Now(), r.log, r.saveState(n.id, before, false)) // else the next start says it again
+	r.health.note(r.Queue.o.Now(), r.log, r.saveState(n.id, before, false))
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,11 +42,14 @@ func over(to *Queue) func(context.Context, *Moved, mail.Content) error {
 func (q *testQueue) move(t testing.TB, s Selection, send func(context.Context, *Moved, mail.Content) error) map[string]error {
 	t.Helper()
 	said := map[string]error{}
-	if err := q.Move(t.Context(), Order{Deed: Move, Selection: s, To: 2}, send, func(id string, err error) error { said[id] = err; return nil }); err != nil {
+	err := q.Move(t.Context(), Order{Deed: Move, Selection: s, To: 2}, send, func(id string, err error) error { said[id] = err; return nil })
+	if err != nil && !errors.Is(err, errLost) {
 		t.Fatal(err)
 	}
 	return said
 }
+
+var errLost = errors.New("connection lost")
 
 func TestAMovedItemIsThereAsItWasHere(t *testing.T) {
 	dir, thereDir := t.TempDir(), t.TempDir()
@@ -98,7 +102,7 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	dir := t.TempDir()
 	q, there := openTest(t, dir, nil), openTest(t, t.TempDir(), nil)
 	id := q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
-	lost := errors.New("connection lost")
+	lost := errLost
 	for name, c := range map[string]struct {
 		err    error
 		unsure bool
@@ -151,6 +155,22 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	id = q.mustPut(t, false, draft("from@a.test", "y@b.test"))[0]
 	if said := q.move(t, ids(id), over(full.Queue)); !errors.Is(said[id], ErrRefused) || !errors.Is(said[id], ErrFull) || len(q.List()) != 1 || len(full.List()) != 0 {
 		t.Errorf("to a full disk: %v", said)
+	}
+}
+
+// A node that does not answer any more is not waited for again and again.
+func TestAMoveEndsWhereTheOtherNodeIsLost(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	for range 2 * chunk {
+		q.mustPut(t, false, draft("from@a.test", "x@b.test"))
+	}
+	var given atomic.Int32
+	said := q.move(t, Selection{}, func(context.Context, *Moved, mail.Content) error { given.Add(1); return errLost })
+	if n := given.Load(); n > movesAtOnce || len(said) != chunk || len(q.List()) != 2*chunk {
+		t.Errorf("%d were given, %d of %d said", n, len(said), len(q.List()))
+	}
+	if slices.ContainsFunc(q.List(), func(i Item) bool { return i.Busy }) || len(q.due) != 2*chunk {
+		t.Error("they are not tried any more")
 	}
 }
 
@@ -285,4 +305,54 @@ func TestAMoveThatIsKilledLosesNothingAndNamesWhatIsInBoth(t *testing.T) {
 	if t.Logf("%d were in both between two rounds", both); both == 0 {
 		t.Error("no move was cut: the test shows nothing")
 	}
+}
+
+func FuzzMoved(f *testing.F) {
+	for _, seed := range []string{
+		`{"id":"FD48HH9N316_MVYJ","size":3,"envelope":{"reverse_path":"a@b.test","forward_paths":["x@b.test","y@b.test"],"received_at":"2026-01-01T00:00:00Z"},"state":{"done":[1],"last":{"0":{"code":451}}}}`,
+		`{"id":"../../../../xxxx","size":-1,"envelope":{"forward_paths":["a b"]},"state":[]}`,
+		`{"id":"FD48HH9N316_MVYJ","envelope":{"forward_paths":["x@b.test"],"params":[{},{}],"received_at":"2026-01-01T00:00:00Z"},"state":{"done":[-1,7]}}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m Moved
+		if json.Unmarshal(b, &m) != nil {
+			return
+		}
+		s, err := m.check()
+		if err != nil {
+			return
+		}
+		n := newEntry(m.ID, m.Size, &m.Envelope, s)
+		if len(n.open) == 0 || filepath.Base(m.ID) != m.ID {
+			t.Errorf("taken: %s", b)
+		}
+		all := make([]int, len(n.open))
+		for i := range n.open {
+			all[i] = n.open[i].index
+		}
+		m.Envelope.For(all)
+		if _, err := n.state().encode(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func FuzzSelection(f *testing.F) {
+	f.Add("a@b.test", "müller.test", "connect")
+	f.Add("<>", `"a b"@c.test`, "4.4.1")
+	f.Add("@", "a@b@c", "")
+	f.Fuzz(func(t *testing.T, from, to, reason string) {
+		s := Selection{From: from, To: to, Reason: reason}
+		m, err := s.matcher(time.Now())
+		if err != nil {
+			if !errors.Is(err, ErrSelection) {
+				t.Error(err)
+			}
+			return
+		}
+		e := mail.Envelope{ReversePath: path("a@b.test"), ForwardPaths: paths("x@müller.test")}
+		m.matchLocked(newEntry("ID", 1, &e, &state{}))
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mailproxy/config"
@@ -107,6 +108,7 @@ type orderRun struct {
 	o             Order
 	said          func(id string, err error) error
 	done, refused int
+	lost          atomic.Pointer[error] // why the node that items are moved to is lost
 }
 
 // each takes what is meant out of the schedule, part by part, and calls f for each part; f gives it back.
