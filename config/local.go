@@ -42,8 +42,10 @@ type Local struct {
 	// Internal takes mail from our networks to anywhere.
 	Internal MailListen `toml:"internal"`
 	Web      Listen     `toml:"web"`
-	Tunnel   Listen     `toml:"tunnel"`
-	Database Database   `toml:"database"`
+	// Agent answers HAProxy's agent-check; none unless it is set.
+	Agent    Listen   `toml:"agent"`
+	Tunnel   Listen   `toml:"tunnel"`
+	Database Database `toml:"database"`
 }
 
 // Listen is a service's listeners, as host:port.

@@ -239,6 +239,7 @@ func (c *localChecker) listeners(l *Local) {
 		{"internal.listen", l.Internal.Listen, l.Runs(ServiceSMTP)},
 		{"internal.tls_listen", l.Internal.TLSListen, l.Runs(ServiceSMTP)},
 		{"web.listen", l.Web.Listen, l.Runs(ServiceWeb)},
+		{"agent.listen", l.Agent.Listen, len(l.Agent.Listen) > 0},
 		{"tunnel.listen", l.Tunnel.Listen, true},
 	} {
 		if s.needed && len(s.listen) == 0 && !mayBeEmpty[s.key] {

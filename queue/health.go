@@ -99,6 +99,12 @@ func (q *Queue) Healthy() error {
 	return nil
 }
 
+// Free is how many octets the spool can take before mail is put off; negative: it is.
+func (q *Queue) Free() (int64, error) {
+	free, err := q.spool.Free()
+	return free - q.o.MinFree, err
+}
+
 // Stats are numbers for metrics. The first group is of this moment, the second counts from the daemon's start.
 type Stats struct {
 	Items    int       `json:"items"`     // without held ones

@@ -114,6 +114,15 @@ func (s *Spool) closeFiles() {
 	}
 }
 
+// Free is how many octets the spool's file system has left.
+func (s *Spool) Free() (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(int(s.top.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("look for room: %w", err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
 // Room gives ErrFull where less than minFree octets, or next to no inodes, would be left after size more.
 func (s *Spool) Room(size, minFree int64) error {
 	var st syscall.Statfs_t

@@ -45,6 +45,8 @@ type Options struct {
 	Command func(ctx context.Context, from config.CID, c config.Command) config.CommandReply
 	// Drain is what /drain turns on and off.
 	Drain Drain
+	// Weight is how much new mail this node can take of what it could take idle, in percent; it is shown to balancers, from 1 to 100.
+	Weight func() int
 	// Master is the one peer that this node takes orders from; 0 for none.
 	Master func() config.CID
 	// Member answers POST /member/… of a peer, who is from.
@@ -60,6 +62,7 @@ type Options struct {
 type Server struct {
 	opts    Options
 	checker *checker
+	agent   *checker // the critical checks alone
 	control *http.Server
 	public  *http.Server
 	peer    *http.Server
@@ -70,7 +73,7 @@ type Server struct {
 
 // New makes a server; the Serve methods start it.
 func New(o Options) *Server {
-	s := &Server{opts: o, checker: &checker{checks: o.Checks, now: time.Now}, conns: newConnListener(), commands: make(chan struct{}, 1)}
+	s := &Server{opts: o, checker: &checker{checks: o.Checks, now: time.Now}, agent: &checker{checks: critical(o.Checks), now: time.Now}, conns: newConnListener(), commands: make(chan struct{}, 1)}
 	public := http.NewServeMux()
 	public.HandleFunc("GET /health", s.health)
 	public.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))

@@ -42,6 +42,7 @@ type rig struct {
 	// drained is who drains the node, "" for nobody; master is whom it takes orders from.
 	drained atomic.Value
 	master  atomic.Int32
+	weight  atomic.Int64
 }
 
 func newRig(t *testing.T, checks ...Check) *rig {
@@ -61,6 +62,7 @@ func newRig(t *testing.T, checks ...Check) *rig {
 		Status: func(_ context.Context, verify bool) any { return map[string]bool{"verify": verify} },
 		Drain: Drain{Begin: func(by string) error { r.drained.Store(by); return nil }, End: func(string) error { r.drained.Store(""); return nil },
 			On: func() bool { return r.drained.Load() != "" }},
+		Weight: func() int { return int(r.weight.Load()) },
 		Master: func() config.CID { return config.CID(r.master.Load()) },
 		Member: func(from config.CID, w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintf(w, "node %d", from) }})
 	r.Server = s

@@ -33,6 +33,7 @@ func initCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "internal-listen", Usage: "`HOST:PORT` to take mail from our networks on (default: \"" + defaultInternal +
 				"\"; with --smtp-listen alone, that takes both)"},
 			&cli.StringSliceFlag{Name: "web-listen", Usage: "`HOST:PORT` of /health and /metrics", Value: cli.NewStringSlice(d.Web.Listen...)},
+			&cli.StringSliceFlag{Name: "agent-listen", Usage: "`HOST:PORT` for HAProxy's agent-check (default: none)"},
 			&cli.StringSliceFlag{Name: "tunnel-listen", Usage: "`HOST:PORT` for the other nodes", Value: cli.NewStringSlice(d.Tunnel.Listen...)},
 			&cli.StringFlag{Name: "user", Usage: "`USER` that the daemon becomes", Value: d.User},
 			&cli.StringSliceFlag{Name: "services", Usage: "what runs here: `smtp,web`", Value: cli.NewStringSlice(d.Services...)},
@@ -93,6 +94,7 @@ func localFromFlags(c *cli.Context) (*config.Local, error) {
 		SMTP:     config.MailListen{Listen: c.StringSlice("smtp-listen")},
 		Internal: config.MailListen{Listen: c.StringSlice("internal-listen")},
 		Web:      config.Listen{Listen: c.StringSlice("web-listen")},
+		Agent:    config.Listen{Listen: c.StringSlice("agent-listen")},
 		Tunnel:   config.Listen{Listen: c.StringSlice("tunnel-listen")},
 		Database: config.Database{DSN: c.String("dsn"), Bin: c.String("postgres-bin")},
 	}

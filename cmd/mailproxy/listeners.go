@@ -19,6 +19,7 @@ import (
 type listeners struct {
 	smtp    []mailListener
 	web     []net.Listener
+	agent   []net.Listener
 	control net.Listener
 }
 
@@ -55,6 +56,9 @@ func (o *listeners) open(ctx context.Context, l *config.Local, kept *inherited) 
 		if o.web, err = listen(ctx, "web", l.Web.Listen, &inherited{}); err != nil {
 			return err
 		}
+	}
+	if o.agent, err = listen(ctx, "agent", l.Agent.Listen); err != nil {
+		return err
 	}
 	o.control, err = web.ListenControl(l.ControlSocket())
 	return err
@@ -121,7 +125,7 @@ func (o *listeners) close() {
 	for _, l := range o.smtp {
 		_ = l.Close()
 	}
-	for _, l := range o.web {
+	for _, l := range slices.Concat(o.web, o.agent) {
 		_ = l.Close()
 	}
 	if o.control != nil {

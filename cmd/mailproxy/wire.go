@@ -155,6 +155,7 @@ func (d *daemon) open() error {
 		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
 		Command:  d.runCommand,
 		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
+		Weight:   d.weight,
 		Master:   d.node.Master,
 		Peer:     d.peerSocket,
 		Member:   d.node.ServeMember,
@@ -275,6 +276,9 @@ func (d *daemon) serveWeb(ctx context.Context) error {
 	g.Go(func() error { return d.web.ServeControl(ctx, d.doors.control) })
 	for _, l := range d.doors.web {
 		g.Go(func() error { return d.web.ServePublic(ctx, l) })
+	}
+	for _, l := range d.doors.agent {
+		g.Go(func() error { return d.web.ServeAgent(ctx, l) })
 	}
 	return g.Wait()
 }

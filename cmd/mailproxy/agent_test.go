@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+func TestTheWeightFallsWithSessionsAndRoom(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		open, most int
+		room       int64
+		want       int
+	}{
+		{"idle", 0, 2000, 1 << 40, 100},
+		{"half of the sessions", 1000, 2000, 1 << 40, 50},
+		{"a single session of many", 1, 2000, 1 << 40, 99},
+		{"all of them", 2000, 2000, 1 << 40, 0},
+		{"more than there may be, after the setting was lowered", 2000, 100, 1 << 40, 0},
+		{"half a gigabyte of room", 0, 2000, 1 << 29, 50},
+		{"both: the lesser counts", 500, 2000, 1 << 28, 25},
+		{"room just used up", 0, 2000, 0, 0},
+		{"into the reserve", 0, 2000, -1 << 20, 0},
+		{"no configuration yet", 0, 0, 1 << 40, 0},
+	} {
+		if got := weightOf(c.open, c.most, c.room); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// askAgent gives the one line that an agent listener says.
+func askAgent(t testing.TB, address string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second)) // a failure shows below
+	line, err := io.ReadAll(io.LimitReader(c, 1000))
+	if err != nil {
+		t.Error(err)
+	}
+	return string(line)
+}
+
+func TestTheAgentSaysWhatTheNodeIsFitFor(t *testing.T) {
+	agent := freePort(t)
+	n := newNode(t, "--agent-listen", agent)
+	n.start()
+	if got := askAgent(t, agent); got != "ready down #smtp\n" && got != "ready up 100%\n" {
+		t.Errorf("without configuration it says %q", got)
+	}
+	n.waitHealthy()
+	n.waitAgent(agent, "ready up 100%\n")
+
+	n.waitDatabase()
+	n.must("setting", "set", "max_sessions", "4")
+	n.waitAgent(agent, "ready up 100%\n")
+	sessions := []*smtpSession{n.dialSMTP(), n.dialSMTP(), n.dialSMTP()}
+	n.waitAgent(agent, "ready up 25%\n")
+	_ = sessions[0].conn.Close()
+	n.waitAgent(agent, "ready up 50%\n")
+
+	if _, errs, code := n.run("pmgcm", "drain"); code != 0 {
+		t.Fatalf("drain: exit code %d\n%s", code, errs)
+	}
+	if got := askAgent(t, agent); got != "drain up\n" { // at once
+		t.Errorf("drained, it says %q", got)
+	}
+	if _, errs, code := n.run("pmgcm", "undrain"); code != 0 {
+		t.Fatalf("undrain: exit code %d\n%s", code, errs)
+	}
+	n.waitAgent(agent, "ready up 100%\n") // all sessions were told to go
+	n.stop()
+}
+
+// waitAgent waits until the agent listener says a line.
+func (n *testNode) waitAgent(address, want string) {
+	n.t.Helper()
+	eventually(n.t, func() error {
+		if got := askAgent(n.t, address); got != want {
+			return fmt.Errorf("the agent says %q, want %q", got, want)
+		}
+		return nil
+	})
+}
