@@ -179,6 +179,11 @@ func sanitize(s NodeStatus) NodeStatus {
 	for i := range s.Services {
 		s.Services[i] = clean(s.Services[i])
 	}
+	for _, l := range s.Listeners {
+		for i := range l {
+			l[i] = clean(l[i])
+		}
+	}
 	for i, p := range s.Problems {
 		s.Problems[i] = Problem{clean(p.What), clean(p.Remedy)}
 	}
@@ -189,7 +194,7 @@ func sanitize(s NodeStatus) NodeStatus {
 func (o *Operator) withoutDaemon(ctx context.Context, away error) (NodeStatus, error) {
 	host := readHost(o.Local.StateDir)
 	s := NodeStatus{
-		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Time: time.Now().UTC(),
+		Name: o.Local.Name, Address: o.Local.TunnelAddress(), Version: o.Version, Services: o.Local.Services, Listeners: o.Local.Listeners(), Time: time.Now().UTC(),
 		UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
 		Problems: []Problem{{"the daemon is not running", "systemctl start mailproxy"}},
 		FQDN:     fqdn(), RebootRequired: rebootRequired(), Zone: zoneText(time.Now()),

@@ -49,14 +49,16 @@ type NodeStatus struct {
 	// Starting says that the daemon is making its database ready for the first time since it started, and that none of that has failed.
 	Starting bool `json:"starting,omitempty"`
 	// UptimeSeconds, Load1, MemoryPercent and DiskPercent are the host's; negative: unknown. Disk is that of the state directory.
-	UptimeSeconds int64     `json:"uptime_seconds"`
-	Load1         float64   `json:"load1"`
-	MemoryPercent float64   `json:"memory_percent"`
-	DiskPercent   float64   `json:"disk_percent"`
-	Services      []string  `json:"services"`
-	StartedAt     time.Time `json:"started_at"` // of the daemon
-	Time          time.Time `json:"time"`       // of the answer, UTC
-	Zone          string    `json:"zone"`       // the host's time zone, "CET +0100"
+	UptimeSeconds int64    `json:"uptime_seconds"`
+	Load1         float64  `json:"load1"`
+	MemoryPercent float64  `json:"memory_percent"`
+	DiskPercent   float64  `json:"disk_percent"`
+	Services      []string `json:"services"`
+	// Listeners are the node's own, as config.Local.Listeners gives them.
+	Listeners map[string][]string `json:"listeners,omitempty"`
+	StartedAt time.Time           `json:"started_at"` // of the daemon
+	Time      time.Time           `json:"time"`       // of the answer, UTC
+	Zone      string              `json:"zone"`       // the host's time zone, "CET +0100"
 	// RebootRequired says that the host's packages want one (/run/reboot-required).
 	RebootRequired bool `json:"reboot_required"`
 	// Certificate is the node's own in the cluster; nil on a single node.
@@ -121,7 +123,7 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	host := readHost(n.o.Local.StateDir)
 	now := n.o.Now()
 	s := NodeStatus{
-		Name: n.o.Local.Name, Address: n.o.Local.TunnelAddress(), Version: n.o.Version, Services: n.o.Local.Services,
+		Name: n.o.Local.Name, Address: n.o.Local.TunnelAddress(), Version: n.o.Version, Services: n.o.Local.Services, Listeners: n.o.Local.Listeners(),
 		Database: err == nil, UptimeSeconds: int64(host.uptime.Seconds()), Load1: host.load1, MemoryPercent: host.memory, DiskPercent: host.disk,
 		StartedAt: n.started.UTC(), Time: now.UTC(), Zone: zoneText(now),
 		FQDN: fqdn(), RebootRequired: rebootRequired(),

@@ -120,6 +120,29 @@ func (l *Local) Runs(service string) bool {
 	return false
 }
 
+// Listeners are the listeners that are open here, as host:port, by the section of the node file: smtp, internal, web, agent, and where
+// TLS begins with the first octet, "smtp tls", "internal tls".
+func (l *Local) Listeners() map[string][]string {
+	all := map[string][]string{}
+	for _, s := range []struct {
+		section string
+		listen  []string
+		runs    bool
+	}{
+		{"smtp", l.SMTP.Listen, l.Runs(ServiceSMTP)},
+		{"smtp tls", l.SMTP.TLSListen, l.Runs(ServiceSMTP)},
+		{"internal", l.Internal.Listen, l.Runs(ServiceSMTP)},
+		{"internal tls", l.Internal.TLSListen, l.Runs(ServiceSMTP)},
+		{"web", l.Web.Listen, l.Runs(ServiceWeb)},
+		{"agent", l.Agent.Listen, true},
+	} {
+		if s.runs && len(s.listen) > 0 {
+			all[s.section] = s.listen
+		}
+	}
+	return all
+}
+
 // TunnelAddress is what config.Node.Address says of this node: its address with the port of its first tunnel listener.
 func (l *Local) TunnelAddress() string {
 	port := DefaultTunnelPort

@@ -31,7 +31,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			EnvVars: []string{"MAILPROXY_CONFIG"}}},
 		Commands: []*cli.Command{
 			initCommand(), serveCommand(), configCommand(), domainCommand(), transportCommand(), networkCommand(), settingCommand(),
-			tlsCommand(), secretCommand(), queueCommand(), spoolCommand(), backupCommand(), restoreCommand(), manpage.Command(),
+			tlsCommand(), secretCommand(), queueCommand(), spoolCommand(), lbCommand(), backupCommand(), restoreCommand(), manpage.Command(),
 		},
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
