@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,10 @@ type Values struct {
 	RefuseBareNewlines bool
 	// InternalRequireTLS takes mail from our networks by TLS only.
 	InternalRequireTLS bool
+	// ProxyFrom are the balancers that say in front of each session, by the PROXY protocol, who the client is; nobody else may.
+	ProxyFrom []netip.Prefix
+	// XclientFrom are the hosts that may say by XCLIENT who their client is.
+	XclientFrom []netip.Prefix
 	// Tunnel is what carries the connections between nodes.
 	Tunnel TunnelKind
 	// JoinPassword lets a node join by root's password on the master.
@@ -160,6 +165,10 @@ func settingTable() []setting {
 			boolean(func(v *Values) *bool { return &v.RefuseBareNewlines })},
 		{SettingInfo{"internal_require_tls", "no", "take mail from our networks by TLS only"},
 			boolean(func(v *Values) *bool { return &v.InternalRequireTLS })},
+		{SettingInfo{"proxy_from", "", "balancers whose connections must begin with a PROXY header: addresses and networks"},
+			prefixes(func(v *Values) *[]netip.Prefix { return &v.ProxyFrom })},
+		{SettingInfo{"xclient_from", "", "hosts that may say by XCLIENT who their client is: addresses and networks"},
+			prefixes(func(v *Values) *[]netip.Prefix { return &v.XclientFrom })},
 		{SettingInfo{"tunnel", "ssh", "what nodes reach each other by: ssh, or wireguard around it (UDP, same port)"}, setTunnel},
 		{SettingInfo{"join_password", "yes", "let nodes join by root's password where mailproxy-pam.socket is enabled on the master"},
 			boolean(func(v *Values) *bool { return &v.JoinPassword })},
@@ -269,6 +278,46 @@ func duration(field func(*Values) *time.Duration, low, high time.Duration) func(
 		*field(v) = d
 		return nil
 	}
+}
+
+// prefixes reads addresses and networks, between them blanks or commas.
+func prefixes(field func(*Values) *[]netip.Prefix) func(*Values, string) error {
+	const most = 1000
+	return func(v *Values, text string) error {
+		words := strings.FieldsFunc(text, func(r rune) bool { return r == ' ' || r == ',' })
+		if len(words) > most {
+			return fmt.Errorf("%d addresses and networks, want at most %d", len(words), most)
+		}
+		var all []netip.Prefix
+		for _, word := range words {
+			p, err := parsePrefix(word)
+			if err != nil {
+				return err
+			}
+			all = append(all, p)
+		}
+		*field(v) = all
+		return nil
+	}
+}
+
+// parsePrefix reads one address or network.
+func parsePrefix(word string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(word); err == nil && addr.Zone() == "" {
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(word)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is neither an IP address nor a network", word)
+	}
+	if p.Bits() == 0 {
+		return netip.Prefix{}, fmt.Errorf("%s is everyone: anybody could claim to be anybody", word)
+	}
+	if err := checkNetwork(Network{Prefix: p}); err != nil {
+		return netip.Prefix{}, fmt.Errorf("%s %w", word, err)
+	}
+	return p, nil
 }
 
 func setTransportName(v *Values, text string) error {

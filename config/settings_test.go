@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -82,6 +83,22 @@ func TestBoundsOfSettings(t *testing.T) {
 	} {
 		if err := CheckSetting(c.name, c.value); (err == nil) != c.ok {
 			t.Errorf("%s = %q: %v", c.name, c.value, err)
+		}
+	}
+}
+
+func TestAddressesAndNetworksOfASetting(t *testing.T) {
+	s := Snapshot{Settings: []Setting{{Name: "proxy_from", Value: "192.0.2.1, 10.0.0.0/8,2001:db8::/32  ::ffff:192.0.2.2"}}}
+	v, err := s.Values()
+	if err != nil || fmt.Sprint(v.ProxyFrom) != "[192.0.2.1/32 10.0.0.0/8 2001:db8::/32 192.0.2.2/32]" || v.XclientFrom != nil {
+		t.Errorf("%v, %v, %v", v.ProxyFrom, v.XclientFrom, err)
+	}
+	for value, want := range map[string]string{
+		"lb.example.test": `"lb.example.test" is neither an IP address nor a network`, "fe80::1%eth0": "neither", "0.0.0.0/0": "is everyone",
+		"10.0.0.1/8": "want 10.0.0.0/8", "::/0": "is everyone", "10.0.0.0/33": "neither", strings.Repeat("10.0.0.1 ", 1001): "at most 1000",
+	} {
+		if err := CheckSetting("xclient_from", value); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", value, err, want)
 		}
 	}
 }

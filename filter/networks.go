@@ -16,20 +16,32 @@ type networks struct {
 func compileNetworks(rows []config.Network) (networks, error) {
 	n := networks{set: make(map[netip.Prefix]struct{}, len(rows))}
 	for _, row := range rows {
-		p := row.Prefix
-		if !p.IsValid() {
-			return n, &CompileError{"network " + p.String(), "is not a network"}
+		if !row.Prefix.IsValid() {
+			return n, &CompileError{"network " + row.Prefix.String(), "is not a network"}
 		}
-		lengths := &n.v6
-		if p.Addr().Is4() {
-			lengths = &n.v4
-		}
-		if !slices.Contains(*lengths, p.Bits()) {
-			*lengths = append(*lengths, p.Bits())
-		}
-		n.set[p.Masked()] = struct{}{}
+		n.add(row.Prefix)
 	}
 	return n, nil
+}
+
+// networksOf makes them of prefixes that are valid.
+func networksOf(prefixes []netip.Prefix) networks {
+	n := networks{set: make(map[netip.Prefix]struct{}, len(prefixes))}
+	for _, p := range prefixes {
+		n.add(p)
+	}
+	return n
+}
+
+func (n *networks) add(p netip.Prefix) {
+	lengths := &n.v6
+	if p.Addr().Is4() {
+		lengths = &n.v4
+	}
+	if !slices.Contains(*lengths, p.Bits()) {
+		*lengths = append(*lengths, p.Bits())
+	}
+	n.set[p.Masked()] = struct{}{}
 }
 
 func (n *networks) has(a netip.Addr) bool {

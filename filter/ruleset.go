@@ -22,6 +22,8 @@ type Ruleset struct {
 	networks   networks
 	recipients []config.RecipientList
 	tlsSenders []config.TLSSender
+	balancers  networks
+	frontends  networks
 }
 
 // Compile makes a Ruleset. The error joins a *CompileError for each object that is wrong. It looks at every domain once and
@@ -45,6 +47,7 @@ func Compile(s *config.Snapshot) (*Ruleset, error) {
 	if r.networks, err = compileNetworks(s.Networks); err != nil {
 		errs = append(errs, err)
 	}
+	r.balancers, r.frontends = networksOf(values.ProxyFrom), networksOf(values.XclientFrom)
 	errs = append(errs, r.compileDomains(s.Domains)...)
 	r.recipients, r.tlsSenders = s.Recipients, slices.Clone(s.TLSSenders)
 	slices.SortFunc(r.tlsSenders, func(a, b config.TLSSender) int { return cmp.Compare(a.Domain, b.Domain) })
@@ -108,6 +111,12 @@ func (r *Ruleset) Position() config.Position { return r.position }
 
 // Trusted says whether client is in one of our own networks and so may send to anywhere.
 func (r *Ruleset) Trusted(client netip.Addr) bool { return r.networks.has(client) }
+
+// Balancer says whether a connection from addr must begin with a PROXY header; from others it may not.
+func (r *Ruleset) Balancer(addr netip.Addr) bool { return r.balancers.has(addr) }
+
+// Frontend says whether addr may say by XCLIENT who its client is.
+func (r *Ruleset) Frontend(addr netip.Addr) bool { return r.frontends.has(addr) }
 
 // Ours says whether we relay for to's domain.
 func (r *Ruleset) Ours(to mail.Path) bool { return r.domain(to.Domain) != nil }

@@ -119,7 +119,7 @@ next:
 // ParseEnvID reads the value of ENVID, and gives it without its xtext: up to 100 octets of printable ASCII. The error wraps
 // ErrParameter.
 func ParseEnvID(s string) (string, error) {
-	id, err := unxtext(s)
+	id, err := ParseXtext(s)
 	switch {
 	case err != nil:
 		return "", err
@@ -146,7 +146,7 @@ func ParseOriginal(s string, smtputf8 bool) (string, error) {
 		address, err := unquoteUTF8(coded)
 		return "utf-8;" + address, err
 	}
-	address, err := unxtext(coded)
+	address, err := ParseXtext(coded)
 	if err == nil && !isPrintable(address) {
 		err = parameterError("ORCPT's address is not printable ASCII")
 	}
@@ -190,8 +190,8 @@ func AppendUTF8Xtext(b []byte, address string) []byte {
 	return b
 }
 
-// unxtext reads xtext: printable ASCII without "+" and "=", and octets as "+" and two digits.
-func unxtext(s string) (string, error) {
+// ParseXtext reads xtext (RFC 3461 §4): printable ASCII without "+" and "=", and octets as "+" and two digits.
+func ParseXtext(s string) (string, error) {
 	if strings.IndexByte(s, '+') < 0 {
 		for i := 0; i < len(s); i++ {
 			if !isXchar(s[i]) {

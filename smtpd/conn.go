@@ -45,6 +45,8 @@ type conn struct {
 	client netip.Addr
 	key    clientKey
 	side   side
+	before netip.Addr // who has connected, where that is one who speaks for its clients and has yet to say for whom
+	front  netip.Addr // who the client was before XCLIENT
 	opened time.Time
 	idle   time.Duration // of the settings at the session's start, as are the next two
 	expiry time.Time
@@ -69,6 +71,9 @@ type conn struct {
 
 	helo  string // "" before EHLO and after STARTTLS
 	esmtp bool
+	said  xclient      // by XCLIENT
+	name  *lookup      // the client's
+	named time.Time    // until when a message waits for it
 	next  command      // what MAIL or RCPT said, for the session
 	tx    *transaction // nil outside of a transaction
 	count int          // transactions so far
@@ -79,15 +84,20 @@ func newConn(s *Server, raw net.Conn, kind Kind, rules *filter.Ruleset) *conn {
 	v := rules.Settings()
 	now := time.Now()
 	c := &conn{
-		server: s, kind: kind, id: mail.NewID(now), client: addressOf(raw), opened: now, idle: v.IdleTimeout,
+		server: s, kind: kind, id: mail.NewID(now), opened: now, idle: v.IdleTimeout,
 		expiry: now.Add(v.SessionTimeout), faults: v.MaxErrors, base: raw, stream: raw, ctx: s.killed,
 	}
-	c.key = keyOf(c.client)
-	if kind.Purpose != MX && rules.Trusted(c.client) {
-		c.side = inside
-	}
+	c.is(addressOf(raw), rules)
 	c.log = s.log.With().Str("session", c.id).Logger()
 	return c
+}
+
+// is says who the client is.
+func (c *conn) is(client netip.Addr, rules *filter.Ruleset) {
+	c.client, c.key, c.side = client, keyOf(client), outside
+	if c.kind.Purpose != MX && rules.Trusted(client) {
+		c.side = inside
+	}
 }
 
 // Read gives go-smtp its next line.
@@ -150,12 +160,16 @@ func (c *conn) answered(code int) {
 	c.answer = nil
 	switch {
 	case c.phase == phaseGreeting && code == 220:
-		c.put(&mail.Reply{Code: 220, Text: c.server.o.Hostname + " ESMTP"})
+		c.put(c.greeting())
 	case reply != nil && reply.Code == code:
 		c.put(reply)
 	default:
 		c.put(fallback(code))
 	}
+}
+
+func (c *conn) greeting() *mail.Reply {
+	return &mail.Reply{Code: 220, Text: c.server.o.Hostname + " ESMTP"}
 }
 
 // put holds a reply until the next read from the wire, and ends a session that had too many refusals.

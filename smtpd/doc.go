@@ -3,7 +3,9 @@
 // The walk of a session, all in one goroutine:
 //
 //  1. The listener, which is for mail from the Internet, from our networks, or both (Purpose), accepts, counts sessions and
-//     connections by its limits (limit.go; 421 where there are too many), and hands a conn to go-smtp.
+//     connections by its limits (limit.go; 421 where there are too many), and hands a conn to go-smtp. From a balancer a PROXY header
+//     comes first, which says who the client is (proxy.go), and a listed host may say so by XCLIENT (xclient.go): limits, networks,
+//     log and Received go by that. Its name is looked up meanwhile (names.go).
 //  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax
 //     and order, answers what go-smtp must not see (STARTTLS, BDAT, bad order, bad parameters), and passes on a line of fixed
 //     text. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.
@@ -23,7 +25,7 @@
 // Invariants:
 //
 //   - The end of a message is CRLF.CRLF and nothing else; bare CR and bare LF are normalised before anything is stored.
-//   - Any doubt about framing, and any time-out, ends the session: what came after is never run as commands.
+//   - Any doubt about framing or size, and any time-out, ends the session: what came after is never run as commands.
 //   - No octet from the network stands in a reply. Causes go to the log only.
 //   - 250 to the final dot means: the next hop's 2xx, or synced in the spool.
 //   - A client that is gone before our final dot to the next hop: the dot is never sent.

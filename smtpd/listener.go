@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mailproxy/config"
+	"mailproxy/filter"
 	"mailproxy/mail"
 )
 
@@ -102,22 +103,64 @@ func (s *Server) admit(raw net.Conn, kind Kind) *conn {
 		return nil
 	}
 	c := newConn(s, raw, kind, rules)
-	if kind.Purpose == Internal && !rules.Trusted(c.client) {
-		s.refuse(raw, kind, replyNotOurs)
-		return nil
+	balancer := rules.Balancer(c.client)
+	if balancer || rules.Frontend(c.client) {
+		c.before = c.client
 	}
-	if reply := s.place(c, rules.Settings()); reply != nil {
+	var reply *mail.Reply
+	if balancer {
+		reply = s.place(c, rules.Settings()) // the rest when it has said who its client is
+	} else {
+		reply = s.seat(c, rules)
+	}
+	if reply != nil {
 		s.refuse(raw, kind, reply)
 		return nil
 	}
-	s.count.sessions.Add(1)
-	s.log.Info().Str("session", c.id).Stringer("client", c.client).Stringer("listener", kind.Purpose).Msg("session.open")
+	if !balancer {
+		c.opens()
+	}
 	return c
+}
+
+// opens counts and logs a session whose client is known.
+func (c *conn) opens() {
+	c.server.count.sessions.Add(1)
+	e := c.log.Info().Stringer("client", c.client).Stringer("listener", c.kind.Purpose)
+	if base := addressOf(c.base); base != c.client {
+		e.Stringer("balancer", base)
+	}
+	e.Msg("session.open")
+}
+
+// seat takes a session in whose client is known. The reply refuses.
+func (s *Server) seat(c *conn, rules *filter.Ruleset) *mail.Reply {
+	if c.kind.Purpose == Internal && !rules.Trusted(c.client) {
+		return replyNotOurs
+	}
+	if reply := s.place(c, rules.Settings()); reply != nil {
+		return reply
+	}
+	now := time.Now()
+	c.name, c.named = s.names.of(c.client, now), now.Add(nameWait)
+	return nil
+}
+
+// reseat goes over to another client, whom the one before speaks for.
+func (s *Server) reseat(c *conn, client netip.Addr, rules *filter.Ruleset) *mail.Reply {
+	s.sessions.remove(c)
+	c.before = netip.Addr{}
+	c.is(client, rules)
+	c.unknown, c.harvest, c.blind = 0, false, 0
+	return s.seat(c, rules)
 }
 
 // place takes a session in by the limits of its side. The reply refuses.
 func (s *Server) place(c *conn, v config.Values) *mail.Reply {
 	bounds, now := limitsOf(&v, c.side), time.Now()
+	if c.before.IsValid() { // a single address for many clients
+		bounds = &config.Limits{MaxSessions: bounds.MaxSessions, MaxSessionsPerAddress: bounds.MaxSessions, MaxSessionsPerNetwork: bounds.MaxSessions}
+	}
 	over, open := s.sessions.add(c, bounds)
 	switch {
 	case !open:
@@ -125,7 +168,7 @@ func (s *Server) place(c *conn, v config.Values) *mail.Reply {
 	case over < limitCount:
 	case !s.rates[c.side].take(c.key, rateConnections, bounds.MaxConnectionsPerMinute, time.Minute, now):
 		over = limitConnections
-	case s.rates[c.side].isSpent(c.key, rateUnknown, v.MaxUnknownPerHour, unknownTime, now):
+	case !c.before.IsValid() && s.rates[c.side].isSpent(c.key, rateUnknown, v.MaxUnknownPerHour, unknownTime, now):
 		over = limitUnknown
 	default:
 		return nil

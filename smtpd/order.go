@@ -52,9 +52,12 @@ func (c *conn) nextCommand() []byte {
 	return nil
 }
 
-// greet lets the greeting go out, which is held: where TLS comes first, behind the handshake; else only where the client has waited
-// for it.
+// greet lets the greeting go out, which is held: behind a balancer's PROXY header; where TLS comes first, behind the handshake; else
+// only where the client has waited for it.
 func (c *conn) greet() bool {
+	if c.name == nil && !c.proxied() {
+		return false
+	}
 	if c.kind.TLS {
 		if !c.handshake() {
 			return false
@@ -103,6 +106,8 @@ func (c *conn) command(verb, rest string) (hand []byte, reply *mail.Reply) {
 		return nil, replyVrfy
 	case "STARTTLS":
 		return nil, c.startTLS(rest)
+	case "XCLIENT":
+		return nil, c.xclient(rest)
 	case "BDAT":
 		// Its chunk would follow as commands.
 		c.abort(replyNotImplemented)
@@ -126,6 +131,9 @@ func (c *conn) hello(verb, rest string) ([]byte, *mail.Reply) {
 		return nil, replySyntax
 	}
 	c.helo, c.esmtp = word, verb == "EHLO"
+	if c.said.helo != nil && *c.said.helo != "" {
+		c.helo = *c.said.helo
+	}
 	if !c.esmtp {
 		return handHelo, &mail.Reply{Code: 250, Text: c.server.o.Hostname}
 	}
@@ -139,6 +147,9 @@ func (c *conn) hello(verb, rest string) ([]byte, *mail.Reply) {
 	text += strconv.FormatInt(v.MaxMessageSize, 10)
 	if c.server.tls != nil && c.tls == nil {
 		text += "\nSTARTTLS"
+	}
+	if rules.Frontend(c.connected()) {
+		text += "\nXCLIENT " + xclientAttributes
 	}
 	text += "\nENHANCEDSTATUSCODES\n8BITMIME\nSMTPUTF8\nDSN\nLIMITS RCPTMAX=" + strconv.Itoa(v.MaxRecipients)
 	return handEhlo, &mail.Reply{Code: 250, Text: text}

@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"cmp"
 	"crypto/tls"
 	"strings"
 	"time"
@@ -15,7 +16,11 @@ func (c *conn) appendReceived(b []byte, id string, now time.Time) []byte {
 	b = append(b, "Received: from "...)
 	b = appendHost(b, c.helo)
 	b = append(b, " ("...)
-	b = append(b, addressLiteral(c.client.String(), c.client.Is6())...)
+	b = append(b, cmp.Or(c.name.by(c.named), "unknown")...)
+	if c.client.IsValid() { // a host in front of us may not know it
+		b = append(b, ' ')
+		b = append(b, addressLiteral(c.client.String(), c.client.Is6())...)
+	}
 	b = append(b, ")\r\n\tby "...)
 	b = append(b, c.server.o.Hostname...)
 	b = append(b, " with "...)
@@ -48,6 +53,8 @@ func (c *conn) protocol() string {
 		return "UTF8SMTP"
 	case c.tls != nil:
 		return "ESMTPS"
+	case c.said.proto != nil:
+		return *c.said.proto
 	case c.esmtp:
 		return "ESMTP"
 	}

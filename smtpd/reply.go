@@ -65,6 +65,7 @@ var (
 	replyNoRoom            = r(452, 431, "insufficient storage, try again later")
 	replyLoop              = r(554, 546, "routing loop: too many hops")
 	replyNoTLS             = r(502, 551, "TLS is not available")
+	replyXclient           = r(550, 570, "not from you")
 	replyTLSAlready        = r(503, 551, "TLS is on already")
 )
 

@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,6 +27,8 @@ type Options struct {
 	Hostname string
 	// Rules gives the Ruleset in force; nil answers 421 to new sessions: the configuration is not there yet.
 	Rules func() *filter.Ruleset
+	// Resolver asks the DNS for clients' names; nil is Go's own with the host's resolv.conf.
+	Resolver *net.Resolver
 	// Relay asks next hops and delivers to them.
 	Relay *relay.Client
 	// Queue takes what cannot be delivered at once.
@@ -48,6 +51,7 @@ type Server struct {
 	tls   *tls.Config
 	count counters
 
+	names  names
 	limits [limitCount]limitLog
 	rates  [sides]rates
 
@@ -64,6 +68,7 @@ func New(o Options) *Server {
 		s.o.Hostname = "localhost"
 	}
 	s.killed, s.kill = context.WithCancel(context.Background())
+	s.names.resolver, s.names.ended = cmp.Or(o.Resolver, &net.Resolver{PreferGo: true}), s.killed
 	if o.TLS != nil {
 		s.tls = o.TLS.Clone()
 		s.tls.MinVersion = max(s.tls.MinVersion, tls.VersionTLS12)
@@ -118,6 +123,7 @@ func (s *Server) Close() {
 	s.sessions.drain()
 	s.kill()
 	s.sessions.closeAll()
+	s.names.stop()
 	bound, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
 	if !errors.Is(s.smtp.Shutdown(bound), context.DeadlineExceeded) {

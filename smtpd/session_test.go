@@ -80,15 +80,15 @@ func TestMessageArrivesByteForByte(t *testing.T) {
 
 func TestReceivedSaysWhoAndHow(t *testing.T) {
 	h := newHop(t)
-	g := newRig(t, snapshot("one.test", h.addr()), nil)
-	p := g.dial()
+	g := behind(t, snapshot("one.test", h.addr()), func(o *Options) { o.Resolver = dnsServer(t) })
+	p := g.dialFor("192.0.2.77")
 	p.want("220")
 	p.ask("EHLO cl<i>e\"n\\t(.test", "250")
 	p.begin("x@one.test")
 	p.send("x\r\n.\r\n")
 	id := ids.FindString(p.want("250"))
 	wire := h.messages()[0].wire
-	want := "Received: from cl?i?e?n?t?.test ([127.0.0.1])\r\n\tby mx.test with ESMTP id " + id + "\r\n\tfor <x@one.test>;\r\n\t"
+	want := "Received: from cl?i?e?n?t?.test (unknown [192.0.2.77])\r\n\tby mx.test with ESMTP id " + id + "\r\n\tfor <x@one.test>;\r\n\t"
 	date, ok := strings.CutPrefix(wire, want)
 	if !ok {
 		t.Fatalf("got %q, want %q", wire, want)

@@ -1,0 +1,169 @@
+package smtpd
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"mailproxy/mail"
+)
+
+// Bounds on what a balancer says in front of a session (the PROXY protocol of HAProxy, versions 1 and 2).
+const (
+	proxyTime  = 5 * time.Second // for all of the header to come
+	proxyV1Max = 107             // octets of a header of version 1, with its CRLF
+	proxyV2Max = 1024            // octets behind the fixed part of version 2: addresses and what else is said
+	proxyFixed = 16              // octets of the fixed part
+)
+
+const proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
+
+var errProxyHeader = errors.New("bad PROXY header")
+
+// proxied reads what the balancer says of its client, and takes that client in. Without a header, in time, the session ends without a
+// word: whoever is there is not known.
+func (c *conn) proxied() bool {
+	addr, err := netip.Addr{}, c.base.SetReadDeadline(time.Now().Add(proxyTime))
+	if err == nil {
+		addr, err = readProxyHeader(c.base)
+	}
+	if err != nil {
+		c.log.Info().Stringer("balancer", c.client).Err(err).Msg("session.proxy_refused")
+		c.hangUp()
+		return false
+	}
+	if !addr.IsValid() {
+		addr = c.client
+	}
+	rules := c.server.o.Rules()
+	reply := replyNotReady
+	if rules != nil {
+		reply = c.server.reseat(c, addr, rules)
+	}
+	if reply != nil {
+		c.out = nil
+		c.server.count.refused.Add(1)
+		c.endInClear(reply)
+		return false
+	}
+	c.opens()
+	return true
+}
+
+// endInClear says a last reply, unless the client waits for a TLS handshake.
+func (c *conn) endInClear(reply *mail.Reply) {
+	if c.kind.TLS {
+		c.phase = phaseEnded
+		return
+	}
+	c.linger = true
+	c.end(reply)
+}
+
+// readProxyHeader reads one header and not an octet more. The address is the client's; the zero Addr where the balancer speaks for
+// itself (LOCAL, UNKNOWN), as its health checks do. Whatever is not exactly a header is errProxyHeader, or the error of r.
+func readProxyHeader(r io.Reader) (netip.Addr, error) {
+	var b [proxyFixed + proxyV2Max]byte
+	head := b[:len(proxySignature)] // no header of either version is shorter
+	if _, err := io.ReadFull(r, head); err != nil {
+		return netip.Addr{}, err
+	}
+	if string(head) != proxySignature {
+		return readProxyV1(r, b[:len(head)])
+	}
+	if _, err := io.ReadFull(r, b[len(head):proxyFixed]); err != nil {
+		return netip.Addr{}, err
+	}
+	n := int(binary.BigEndian.Uint16(b[14:]))
+	if n > proxyV2Max {
+		return netip.Addr{}, errProxyHeader
+	}
+	if _, err := io.ReadFull(r, b[proxyFixed:proxyFixed+n]); err != nil {
+		return netip.Addr{}, err
+	}
+	return parseProxyV2(b[12], b[13], b[proxyFixed:proxyFixed+n])
+}
+
+// readProxyV1 reads on to the end of a line, an octet at a time: what stands behind it is not ours to read.
+func readProxyV1(r io.Reader, line []byte) (netip.Addr, error) {
+	if !strings.HasPrefix(string(line), "PROXY ") {
+		return netip.Addr{}, errProxyHeader
+	}
+	for line[len(line)-1] != '\n' {
+		if len(line) == proxyV1Max {
+			return netip.Addr{}, errProxyHeader
+		}
+		line = line[:len(line)+1]
+		if _, err := io.ReadFull(r, line[len(line)-1:]); err != nil {
+			return netip.Addr{}, err
+		}
+	}
+	text, ok := strings.CutSuffix(string(line), "\r\n")
+	if !ok || strings.ContainsAny(text, "\r\n") {
+		return netip.Addr{}, errProxyHeader
+	}
+	return parseProxyV1(strings.TrimPrefix(text, "PROXY "))
+}
+
+// parseProxyV1 reads what stands behind "PROXY ": TCP4 or TCP6, source, destination and both ports; or UNKNOWN and anything.
+func parseProxyV1(text string) (netip.Addr, error) {
+	f := strings.Split(text, " ")
+	if f[0] == "UNKNOWN" {
+		return netip.Addr{}, nil
+	}
+	if len(f) != 5 || f[0] != "TCP4" && f[0] != "TCP6" || !isPort(f[3]) || !isPort(f[4]) {
+		return netip.Addr{}, errProxyHeader
+	}
+	source, err := netip.ParseAddr(f[1])
+	destination, err2 := netip.ParseAddr(f[2])
+	v4 := f[0] == "TCP4"
+	if err != nil || err2 != nil || source.Is4() != v4 || destination.Is4() != v4 || source.Zone() != "" || destination.Zone() != "" {
+		return netip.Addr{}, errProxyHeader
+	}
+	return source.Unmap(), nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && strconv.FormatUint(n, 10) == s
+}
+
+// parseProxyV2 reads version and command, family, and what stands behind the fixed part.
+func parseProxyV2(command, family byte, rest []byte) (netip.Addr, error) {
+	const local, proxy = 0x20, 0x21
+	const unspecified, tcp4, tcp6 = 0x00, 0x11, 0x21
+	if command == local {
+		return netip.Addr{}, nil // whatever else it says is to be ignored
+	}
+	length := map[byte]int{unspecified: 0, tcp4: 12, tcp6: 36}
+	n, known := length[family]
+	if command != proxy || !known || len(rest) < n || family != unspecified && !areTLVs(rest[n:]) {
+		return netip.Addr{}, errProxyHeader
+	}
+	switch family {
+	case tcp4:
+		return netip.AddrFrom4([4]byte(rest)), nil
+	case tcp6:
+		return netip.AddrFrom16([16]byte(rest)).Unmap(), nil
+	}
+	return netip.Addr{}, nil
+}
+
+// areTLVs: type, length in two octets, value, again and again to the end.
+func areTLVs(b []byte) bool {
+	for len(b) > 0 {
+		if len(b) < 3 {
+			return false
+		}
+		n := 3 + int(binary.BigEndian.Uint16(b[1:]))
+		if n > len(b) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
