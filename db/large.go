@@ -76,13 +76,11 @@ func (s *sending) fillLarge(ctx context.Context, tables []string) ([]*largeCopy,
 
 // fill copies a table to the peer: what an earlier push has not brought there.
 func (s *sending) fill(ctx context.Context, c *largeCopy, begun []*largeCopy) error {
-	var sql string
-	err := s.tx.QueryRow(ctx, "SELECT c, node.types($1, c), node.text_sql($1) FROM node.columns($1) c", c.table).Scan(&c.columns, &c.types, &sql)
+	err := s.tx.QueryRow(ctx, `SELECT c, node.types($1, c), f, substr(left(node.text_sql($1), -length(' FROM ' || f)), length('SELECT  '))
+		FROM node.columns($1) c, format('config.%I r', $1) f`, c.table).Scan(&c.columns, &c.types, &c.from, &c.texts)
 	if err != nil {
 		return err
 	}
-	c.from = pgx.Identifier{"config", c.table}.Sanitize() + " r"
-	c.texts, _, _ = strings.Cut(strings.TrimPrefix(sql, "SELECT "), " FROM config.")
 	err = s.peer.conn.QueryRow(ctx, "SELECT coalesce(rel, ''), coalesce(how, ''), coalesce(upto, 0) FROM node.resume($1, $2, $3, $4, $5)",
 		s.here.Position.Epoch.N, s.here.ClusterID, c.table, c.columns, c.types).Scan(&c.rel, &c.how, &c.upto)
 	if err != nil {
@@ -200,15 +198,15 @@ func (s *sending) takeKept(ctx context.Context, c *largeCopy) error {
 // node's triggers have kept, since rows were changed with them off.
 func (s *sending) endCopy(ctx context.Context, c *largeCopy) error {
 	kept := strings.Fields(s.sums[c.table])
-	check := [2]string{"0", "0"} // the SHA-256 of the rows decides
+	check := "0" // the SHA-256 of the rows decides
 	if c.sums != nil {
 		if c.sums.String() != s.sums[c.table] {
 			return fmt.Errorf("%w: what its triggers have kept of config.%s is not what its rows are, here", ErrDrift, c.table)
 		}
-		_, check = c.sums.numbers()
+		check = c.sums.check.String()
 	}
-	_, err := s.peer.conn.Exec(ctx, "SELECT node.end_copy($1, $2, $3, $4, $5, $6, $7, $8, $9)", c.table, c.columns, kept[0], kept[1], kept[2],
-		kept[3], kept[4], check[0], check[1])
+	_, err := s.peer.conn.Exec(ctx, "SELECT node.end_copy($1, $2, $3, $4, $5, $6, $7, $8, 0)", c.table, c.columns, kept[0], kept[1], kept[2],
+		kept[3], kept[4], check)
 	return err
 }
 

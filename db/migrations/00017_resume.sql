@@ -163,5 +163,56 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- text_sql gives the query for the rows of a table as text, in the order of node.columns, for COPY: that gives a type's own text, so that only
+-- one that has another as a text is cast.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION node.text_sql(t text) RETURNS text LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT %s FROM config.%I r', string_agg(format('r.%I', c) || CASE WHEN y.typtype = 'b' AND NOT EXISTS (SELECT FROM pg_cast k
+        WHERE k.castsource = y.oid AND k.casttarget = 'text'::regtype AND k.castmethod = 'f') THEN '' ELSE '::text' END, ', ' ORDER BY i), t)
+    FROM unnest(node.columns(t)) WITH ORDINALITY x(c, i)
+    JOIN pg_attribute a ON a.attrelid = format('config.%I', t)::regclass AND a.attname = c JOIN pg_type y ON y.oid = a.atttypid
+$$;
+-- +goose StatementEnd
+
+-- end_copy takes in that all rows of a table are there, with the sums and the check that the sender made of what it sent. Nobody waits for
+-- it: what takes long is done here, before node.push holds anything. One 64-bit sum is as good as two, at half the cost; to_y is what
+-- older senders give.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION node.end_copy(t text, cols text[], to_n bigint, to_a numeric, to_b numeric, to_c numeric, to_d numeric, to_x numeric,
+    to_y numeric) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, YMD' SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex' SET intervalstyle = 'postgres'
+SET maintenance_work_mem = '64MB' AS $$
+DECLARE s record; own record; source text;
+BEGIN
+    PERFORM node.caller('push');
+    SELECT * INTO STRICT s FROM pg_temp.beside WHERE tab = t;
+    source := format('node.%I', s.rel);
+    EXECUTE format('REVOKE INSERT (%s) ON %s FROM mailproxy_push', (SELECT string_agg(quote_ident(c), ', ') FROM unnest(cols) c), source);
+    IF NOT s.swap THEN
+        RETURN; -- triggers sum what is merged
+    END IF;
+    UPDATE pg_temp.beside SET n = to_n, a = to_a, b = to_b, c = to_c, d = to_d WHERE tab = t;
+    PERFORM node.build_indexes(t, s.rel);
+    EXECUTE node.check_sql(cols, source) INTO own;
+    IF own IS DISTINCT FROM ROW(to_n, to_x) THEN -- another version of PostgreSQL may hash otherwise
+        EXECUTE node.sum_sql(t, source) INTO own;
+        IF own IS DISTINCT FROM ROW(to_n, to_a, to_b, to_c, to_d) THEN
+            RAISE EXCEPTION 'the rows of config.% are not those that were sent', t USING ERRCODE = 'MP004';
+        END IF;
+    END IF;
+    -- What was not logged must go to disk: now, since at COMMIT it would be while readers wait.
+    IF current_setting('wal_level') = 'minimal' AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        CHECKPOINT;
+    END IF;
+END $$;
+-- +goose StatementEnd
+
+-- check_sql gives the query for (n, x): the number of rows of source and the sum of their hashes.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION node.check_sql(cols text[], source text) RETURNS text LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT count(*), coalesce(sum(%s), 0) FROM %s r', node.hash_sql(cols, 1), source)
+$$;
+-- +goose StatementEnd
+
 GRANT EXECUTE ON FUNCTION node.forget_kept(bigint, text), node.resume(bigint, text, text, text[], text[]), node.keep_copy(text, text[], text[], bigint),
     node.note_kept(text, bigint), node.compare_kept(text, text[], integer), node.take_kept(text, integer[], integer) TO mailproxy_push;
