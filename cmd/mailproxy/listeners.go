@@ -57,7 +57,7 @@ func (o *listeners) open(ctx context.Context, l *config.Local, kept *inherited) 
 			return err
 		}
 	}
-	if o.agent, err = listen(ctx, "agent", l.Agent.Listen); err != nil {
+	if o.agent, err = listen(ctx, "agent", l.Agent.Listen, &inherited{}); err != nil {
 		return err
 	}
 	o.control, err = web.ListenControl(l.ControlSocket())
