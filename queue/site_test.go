@@ -118,21 +118,6 @@ func TestTheDeadOfMyriadsOfHopsAreForgotten(t *testing.T) {
 	}
 }
 
-// inBubbleWith is inBubble with options.
-func inBubbleWith(t *testing.T, change func(*Options), then func(t *testing.T, q *testQueue)) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		q := openTest(t, dir, change)
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		then(t, q)
-		wg.Go(func() { _ = q.Run(ctx) })
-		synctest.Wait()
-		cancel()
-		wg.Wait()
-	})
-}
-
 // A hop that bears so many at once says 421 to more, and takes some time for each message.
 type narrowHop struct {
 	bears int64
