@@ -203,6 +203,9 @@ func TestAMergeThatBreaksGoesOnWhereItWas(t *testing.T) {
 			}
 			break
 		}
+		if one[bool](t, c[1].dsn, "SELECT EXISTS (SELECT FROM pg_class c JOIN node.kept k ON c.relname = k.rel WHERE relpersistence <> 'p')") {
+			t.Error("what is kept is not durable")
+		}
 		if got := loadDomain(t, c[1].DB, "d1.test").Comment; got != "by hand" {
 			t.Fatalf("a row is another by now: %q", got)
 		}
