@@ -97,7 +97,7 @@ var Ages = [...]time.Duration{10 * time.Minute, time.Hour, 4 * time.Hour, 24 * t
 
 // A Hop is what waits for one next hop.
 type Hop struct {
-	// Hop is the transport and its hosts, or "mx" and the domain where it goes by MX. Empty where there are too many: the rest of them.
+	// Hop is the transport and its hosts, or "mx" and the domain where it goes by MX, which of the usual way out is all. Empty where there are too many: the rest of them.
 	Hop    string `json:"hop"`
 	Items  int    `json:"items"`
 	OnHold int    `json:"on_hold"`
@@ -184,6 +184,9 @@ func (q *Queue) hopName(n *entry, p mail.Path) string {
 		return "none: " + refused.String()
 	}
 	key, _ := groupKey(t, p)
+	if t.Name == "mx" { // the usual way out
+		key = strings.TrimPrefix(key, "mx ")
+	}
 	return key
 }
 

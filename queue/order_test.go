@@ -341,8 +341,11 @@ func TestSummaryCountsByNextHopAndAge(t *testing.T) {
 	q := openTest(t, t.TempDir(), func(o *Options) {
 		o.Now = func() time.Time { return now }
 		o.Route = func(p mail.Path) (config.Transport, *mail.Reply) {
-			if p.Domain == "mx.test" {
+			switch p.Domain {
+			case "mx.test":
 				return config.Transport{Name: "out"}, nil
+			case "usual.test":
+				return config.Transport{Name: "mx"}, nil
 			}
 			return route(p)
 		}
@@ -354,22 +357,25 @@ func TestSummaryCountsByNextHopAndAge(t *testing.T) {
 		d.Envelope.ReceivedAt = now.Add(-age)
 		q.mustPut(t, false, d)
 	}
-	q.mustPut(t, false, draft("from@a.test", "x@b.test", "x@nowhere.test"))
+	q.mustPut(t, false, draft("from@a.test", "x@b.test", "x@nowhere.test", "x@usual.test"))
 	q.order(t, Order{Deed: PutOnHold, Selection: Selection{Older: 20 * time.Hour}})
 	s, err := q.Summary(Selection{})
-	if err != nil || s.Total != 6 || s.Matched != 6 || s.OnHold != 1 || !s.Oldest.Equal(now.Add(-30*time.Hour)) || len(s.Hops) != 3 {
+	if err != nil || s.Total != 6 || s.Matched != 6 || s.OnHold != 1 || !s.Oldest.Equal(now.Add(-30*time.Hour)) || len(s.Hops) != 4 {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	if h := s.Hops[0]; h.Hop != "b.test b.test:25" || h.Items != 5 || h.OnHold != 1 || h.Ages != [5]int{2, 1, 0, 1, 1} || h.Bytes != 5*int64(len(body)) {
 		t.Errorf("%+v", h)
 	}
-	if h := s.Hops[1]; h.Hop != "none: 550 5.1.2 no route" || h.Items != 1 {
+	if h := s.Hops[2]; h.Hop != "none: 550 5.1.2 no route" || h.Items != 1 {
 		t.Errorf("%+v", h)
 	}
-	if h := s.Hops[2]; h.Hop != "out mx mx.test" || h.Ages != [5]int{0, 0, 1, 0, 0} {
+	if h := s.Hops[3]; h.Hop != "out mx mx.test" || h.Ages != [5]int{0, 0, 1, 0, 0} {
 		t.Errorf("%+v", h)
 	}
-	if s, err := q.Summary(Selection{To: "nowhere.test"}); err != nil || s.Matched != 1 || len(s.Hops) != 2 || s.Others != 1 {
+	if h := s.Hops[1]; h.Hop != "mx usual.test" {
+		t.Errorf("%+v", h)
+	}
+	if s, err := q.Summary(Selection{To: "nowhere.test"}); err != nil || s.Matched != 1 || len(s.Hops) != 3 || s.Others != 1 {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -95,17 +95,17 @@ func readLog(ctx context.Context, file, id, session string) ([]json.RawMessage, 
 	return lines, nil
 }
 
-// pickLines gives those lines that are JSON and about an item or its session, the first thousand.
+// pickLines gives those lines that are JSON and about an item, a DSN of it, or its session and no other item, the first thousand.
 func pickLines(r io.Reader, id, session string) []json.RawMessage {
 	found := []json.RawMessage{}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLogLine)
 	for lines.Scan() && len(found) < maxLogLines {
-		var about struct{ Item, Session, Reason string }
+		var about struct{ Item, Session, About string }
 		if json.Unmarshal(lines.Bytes(), &about) != nil {
 			continue
 		}
-		if about.Item == id || about.Reason == id || session != "" && about.Session == session {
+		if about.Item == id || about.About == id || about.Item == "" && session != "" && about.Session == session {
 			found = append(found, bytes.Clone(lines.Bytes()))
 		}
 	}
