@@ -65,6 +65,11 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 	return h, c.do(ctx, http.MethodGet, "/health", &h)
 }
 
+// Hops asks for the next hops that are out of reach or connected.
+func (c *Client) Hops(ctx context.Context, v any) error {
+	return c.do(ctx, http.MethodGet, "/hops", v)
+}
+
 // Status asks for what the node knows of itself.
 func (c *Client) Status(ctx context.Context, v any) error {
 	return c.do(ctx, http.MethodGet, "/status", v)

@@ -43,6 +43,8 @@ type Options struct {
 	Status func(ctx context.Context, verify bool) any
 	// Command runs a configuration command that an administrator typed here (from 0) or at a member; nil: none is.
 	Command func(ctx context.Context, from config.CID, c config.Command) config.CommandReply
+	// Hops gives what GET /hops answers, as JSON: the next hops that are out of reach or connected.
+	Hops func() any
 	// Drain is what /drain turns on and off.
 	Drain Drain
 	// Weight is how much new mail this node can take of what it could take idle, in percent; it is shown to balancers, from 1 to 100.
@@ -82,6 +84,7 @@ func New(o Options) *Server {
 	peer.Handle("GET /health", public)
 	peer.Handle("GET /metrics", public)
 	peer.HandleFunc("GET /status", s.status)
+	peer.HandleFunc("GET /hops", s.hops)
 	s.queueRoutes(peer)
 	peer.HandleFunc("POST /command", s.command)
 	control := http.NewServeMux()
@@ -195,6 +198,10 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 		code = http.StatusServiceUnavailable
 	}
 	s.answer(w, code, h)
+}
+
+func (s *Server) hops(w http.ResponseWriter, _ *http.Request) {
+	s.answer(w, http.StatusOK, s.opts.Hops())
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"mailproxy/config"
 	"mailproxy/db"
+	"mailproxy/relay"
+	"mailproxy/web"
 )
 
 func transportCommand() *cli.Command {
@@ -38,6 +42,9 @@ func transportCommand() *cli.Command {
 				Description: "Refused while a domain or setting refers to it."},
 			{Name: "list", Usage: "show the transports", Flags: []cli.Flag{jsonFlag()}, Action: transportList,
 				Description: "One line each, by name."},
+			{Name: "health", Usage: "show which next hops are in reach", Flags: []cli.Flag{jsonFlag()}, Action: transportHealth,
+				Description: "One line for each host that this node is connected to, or that was out of reach when it was tried last. Such a " +
+					"host is tried behind the others of its transport, but for one message at the time under LOOK. It asks the running daemon."},
 		},
 	}
 }
@@ -145,6 +152,35 @@ func transportList(c *cli.Context) error {
 		}
 		return t.flush()
 	})
+}
+
+func transportHealth(c *cli.Context) error {
+	if _, err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	local, err := config.LoadLocal(configFile(c))
+	if err != nil {
+		return noNodeFile(err)
+	}
+	hops := []relay.HopState{}
+	if err := web.Control(local.ControlSocket()).Hops(c.Context, &hops); err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, hops)
+	}
+	t := newTable(c.App.Writer, "HOP", "TLS", "STATE", "LOOK", "CONNECTIONS", "REASON")
+	for _, h := range hops {
+		state, look, reason := "in reach", "-", ""
+		if !h.Since.IsZero() {
+			state, look, reason = "out of reach for "+age(time.Since(h.Since)), "now", h.Reason+": "+h.Error
+			if wait := time.Until(h.Look); wait > 0 {
+				look = "in " + age(wait)
+			}
+		}
+		t.row(h.Hop, string(h.TLS), state, look, strconv.Itoa(h.Kept), reason)
+	}
+	return t.flush()
 }
 
 func transportFlags(c *cli.Context, t *config.Transport) error {

@@ -154,6 +154,7 @@ func (d *daemon) open() error {
 		Node: d.local.Name, Version: version.Version, Checks: d.checks(), Queue: d.queue,
 		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
 		Command:  d.runCommand,
+		Hops:     func() any { return d.relay.Hops() },
 		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
 		Weight:   d.weight,
 		Master:   d.node.Master,
