@@ -98,14 +98,11 @@ func (n *names) ask(addr netip.Addr) string {
 	if err != nil && len(found) == 0 {
 		return ""
 	}
-	for _, full := range found[:min(len(found), maxConfirmed)] { // with a final dot, but for those of /etc/hosts
-		name := strings.ToLower(strings.TrimSuffix(full, "."))
-		if !isHostName(name) {
-			continue
-		}
+	// net gives names that can stand in a header, and drops others; with a final dot, but for those of /etc/hosts.
+	for _, full := range found[:min(len(found), maxConfirmed)] {
 		has, _ := n.resolver.LookupNetIP(ctx, "ip", full)
 		if slices.ContainsFunc(has, func(a netip.Addr) bool { return a.Unmap() == addr.WithZone("") }) {
-			return name
+			return strings.ToLower(strings.TrimSuffix(full, "."))
 		}
 	}
 	return ""

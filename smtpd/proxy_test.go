@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -134,6 +135,16 @@ func behind(t *testing.T, s *config.Snapshot, change func(*Options)) *rig {
 	return newRig(t, with(s, "proxy_from", "127.0.0.0/8"), change)
 }
 
+// narrow trusts everybody from this host, and leaves a client little room; eight sessions of trusted clients are the most.
+func narrow(s *config.Snapshot) *config.Snapshot {
+	for _, side := range []string{"", "internal_"} {
+		with(s, side+"max_sessions_per_address", "1", side+"max_sessions_per_network", "4", side+"max_connections_per_minute", "2")
+	}
+	with(s, "internal_max_sessions", "8")
+	s.Networks = []config.Network{loopback}
+	return s
+}
+
 // dialFor connects as a balancer does for a client.
 func (g *rig) dialFor(client string) *peer {
 	g.t.Helper()
@@ -144,8 +155,7 @@ func (g *rig) dialFor(client string) *peer {
 
 func TestBehindABalancerTheClientIsWhomItNames(t *testing.T) {
 	h := newHop(t)
-	s := with(snapshot("one.test", h.addr()), "max_sessions_per_address", "1", "max_connections_per_minute", "2")
-	s.Networks = []config.Network{loopback}
+	s := narrow(snapshot("one.test", h.addr()))
 	g := behind(t, s, nil)
 	p := g.dialFor("192.0.2.77")
 	p.want("220")
@@ -174,6 +184,13 @@ func TestBehindABalancerTheClientIsWhomItNames(t *testing.T) {
 	others[0].wantEnd()
 	waitFor(t, "it has ended", func() bool { return g.server.Stats().Open == 3 })
 	g.dialFor("192.0.2.78").want("220")
+	// Sessions that were the balancer's for a moment are not counted as its own for ever.
+	for n := range 10 {
+		p := g.dialFor("198.51.100." + strconv.Itoa(n))
+		p.want("220")
+		p.ask("QUIT", "221")
+		p.wantEnd()
+	}
 	// A balancer that looks whether we live speaks for itself.
 	p = g.dial()
 	p.send(v2(0x20, 0, ""))

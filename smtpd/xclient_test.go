@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -83,8 +84,7 @@ func fronted(t *testing.T, s *config.Snapshot, change func(*Options)) *rig {
 
 func TestXCLIENTSaysWhoTheClientIs(t *testing.T) {
 	h := newHop(t)
-	s := with(snapshot("one.test", h.addr()), "max_sessions_per_address", "1", "max_connections_per_minute", "2")
-	s.Networks = []config.Network{loopback}
+	s := narrow(snapshot("one.test", h.addr()))
 	g := fronted(t, s, func(o *Options) { o.TLS, o.Resolver = selfSigned(t), dnsServer(t) })
 	p := g.dial()
 	p.want("220")
@@ -120,6 +120,12 @@ func TestXCLIENTSaysWhoTheClientIs(t *testing.T) {
 	more[0].ask("XCLIENT ADDR=192.0.2.77", "421 4.7.0 too many sessions from your address")
 	more[0].wantEnd()
 	more[1].ask("XCLIENT ADDR=192.0.2.78", "220")
+	for n := range 10 {
+		p := g.hello()
+		p.ask("XCLIENT ADDR=198.51.100."+strconv.Itoa(n), "220")
+		p.ask("QUIT", "221")
+		p.wantEnd()
+	}
 	// It may speak for another, and with its own name it is looked up anew.
 	p.ask("XCLIENT ADDR=IPV6:2001:db8::1 HELO=[UNAVAILABLE]", "220")
 	p.ask("EHLO six.test", "250")
