@@ -49,7 +49,7 @@ func rules() map[string]rule {
 		"internal/testbin": {},
 		"test/lab":         {ours: []string{"config", "web"}, tests: []string{"internal/testbin"}},
 		"test/lab/lab":     {ours: []string{"test/lab"}, tests: []string{"internal/testbin"}},
-		"test/e2e":         {tests: []string{"config", "web", "internal/testbin", "test/lab"}},
+		"test/e2e":         {tests: []string{"config", "web", "internal/mta", "internal/testbin", "test/lab"}},
 		"test/history":     {ours: []string{"config"}},
 		"test/chaos":       {ours: []string{"config", "test/lab", "test/history"}},
 		"test/crash":       {ours: []string{"test/lab"}},

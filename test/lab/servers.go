@@ -24,8 +24,11 @@ const (
 // Serve starts Debian's unbound, which knows the hosts that are there, and Postfix's smtp-sink as a receiving MTA on port 25. Both
 // are the hub's.
 func (l *Lab) Serve() error {
-	conf := filepath.Join(l.dir, "unbound.conf")
-	if err := os.WriteFile(conf, []byte(l.zones()), 0o644); err != nil {
+	records := []string{fmt.Sprintf("%s. A %s", Receiver, HubAddress), fmt.Sprintf("%s. MX 10 %s.", MailDomain, Receiver)}
+	for _, h := range l.Hosts() {
+		records = append(records, fmt.Sprintf("%s. A %s", h.Name, h.Address))
+	}
+	if _, err := l.ServeDNS(records...); err != nil {
 		return err
 	}
 	mail := l.MailDir()
@@ -35,27 +38,37 @@ func (l *Lab) Serve() error {
 	if err := os.Chmod(mail, 0o777); err != nil { // smtp-sink becomes nobody
 		return err
 	}
-	// It goes down on what it cannot read, so that nothing of the machine's own is read.
-	if err := l.serve("dns", HubAddress+":53", "unbound", "-d", "-c", conf); err != nil {
-		return err
-	}
 	return l.serve("receiver", HubAddress+":25", "smtp-sink", "-u", User, "-h", Receiver, "-d", mail+"/%H%M%S.", HubAddress+":25", "100")
 }
 
 // MailDir is where the receiving MTA keeps each message in a file, with its envelope in X- fields.
 func (l *Lab) MailDir() string { return filepath.Join(l.dir, "mail") }
 
+// ServeDNS starts Debian's unbound at the hub, which is what every program in the sandbox asks. It knows these records, as a zone file has
+// them with whole names, and no other host.
+func (l *Lab) ServeDNS(records ...string) (stop func(), err error) {
+	conf := filepath.Join(l.dir, "unbound.conf")
+	if err := os.WriteFile(conf, []byte(l.zones(records)), 0o644); err != nil {
+		return nil, err
+	}
+	// It goes down on what it cannot read, so that nothing of the machine's own is read.
+	if err := l.serve("dns", HubAddress+":53", "unbound", "-d", "-c", conf); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	pid := l.state.Servers["dns"]
+	l.mu.Unlock()
+	return func() { _ = syscall.Kill(pid, syscall.SIGKILL) }, nil // it may have ended
+}
+
 // zones is what unbound serves.
-func (l *Lab) zones() string {
+func (l *Lab) zones(records []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "server:\n  interface: %s\n  access-control: 0.0.0.0/0 allow\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n"+
 		"  pidfile: \"\"\n  directory: %q\n  use-syslog: no\n  logfile: \"\"\n  module-config: \"iterator\"\n", HubAddress, l.dir)
-	data := func(format string, args ...any) { fmt.Fprintf(&b, "  local-data: %q\n", fmt.Sprintf(format, args...)) }
-	fmt.Fprintf(&b, "  local-zone: \"test.\" static\n")
-	data("%s. A %s", Receiver, HubAddress)
-	data("%s. MX 10 %s.", MailDomain, Receiver)
-	for _, h := range l.Hosts() {
-		data("%s. A %s", h.Name, h.Address)
+	b.WriteString("  local-zone: \".\" static\n")
+	for _, r := range records {
+		fmt.Fprintf(&b, "  local-data: %q\n", r)
 	}
 	b.WriteString("remote-control:\n  control-enable: no\n")
 	return b.String()
