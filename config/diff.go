@@ -103,6 +103,9 @@ func describeTransport(t Transport) (object, text string) {
 	if t.Tell != "" {
 		text += ", tell " + string(t.Tell)
 	}
+	if t.QueueLife != 0 {
+		text += ", queue_life " + t.QueueLife.String()
+	}
 	return "transport " + t.Name, text
 }
 

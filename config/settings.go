@@ -40,6 +40,8 @@ type Values struct {
 	SessionTimeout time.Duration
 	// QueueLife is how long an item is tried before a DSN says that it could not be delivered.
 	QueueLife time.Duration
+	// DelayNotice is after how long a DSN says that an item is late; 0 is never.
+	DelayNotice time.Duration
 	// OutboundTransport is the transport for mail that goes to none of our domains; empty: MX records.
 	OutboundTransport string
 	// Postmaster gets mail for a bare postmaster; the null Path: postmaster at the first domain.
@@ -156,6 +158,8 @@ func settingTable() []setting {
 			duration(func(v *Values) *time.Duration { return &v.SessionTimeout }, time.Minute, day)},
 		{SettingInfo{"queue_life", "5d", "how long queued mail is tried"}, // RFC 5321 §4.5.4.1: at least 4-5 days
 			duration(func(v *Values) *time.Duration { return &v.QueueLife }, time.Minute, 30*day)},
+		{SettingInfo{"delay_notice", "4h", "after how long the sender of queued mail is told that it is late; 0s: never"},
+			duration(func(v *Values) *time.Duration { return &v.DelayNotice }, 0, 30*day)},
 		{SettingInfo{"outbound_transport", "", "transport for mail to domains that are not ours; empty: their MX records"},
 			setTransportName},
 		{SettingInfo{"postmaster", "", "who gets mail for <postmaster>; empty: postmaster at the first domain"}, setPostmaster},

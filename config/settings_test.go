@@ -76,6 +76,7 @@ func TestBoundsOfSettings(t *testing.T) {
 		{"max_message_size", "64kB", true}, {"max_message_size", "65535B", false}, {"max_message_size", "3GB", false},
 		{"max_line_length", "998", true}, {"max_line_length", "997", false},
 		{"idle_timeout", "1h", true}, {"idle_timeout", "61m", false},
+		{"delay_notice", "0s", true}, {"delay_notice", "0", true}, {"delay_notice", "31d", false}, {"delay_notice", "-1h", false},
 		{"queue_life", "30d", true}, {"queue_life", "31d", false}, {"queue_life", "59s", false},
 		{"postmaster", "postmaster", false}, {"postmaster", "a b@c", false}, {"postmaster", "", true},
 		{"outbound_transport", "a:b", false}, {"outbound_transport", "", true}, {"outbound_transport", "-a", false},

@@ -100,6 +100,7 @@ type textTransport struct {
 	User     string   `toml:"user"`
 	Password string   `toml:"password"`
 	Tell     string   `toml:"tell"`
+	Life     string   `toml:"queue_life"`
 }
 
 type textDomain struct {
@@ -245,9 +246,13 @@ func (r *textReader) transport(i int, t textTransport) {
 	line := r.index.line("transport", i)
 	object := "transport " + t.Name
 	hosts := r.hosts(object, line, t.Hosts)
+	var life Duration
+	if err := life.UnmarshalText([]byte(t.Life)); err != nil {
+		r.problem(object, line, "queue_life: %v", err)
+	}
 	if r.named(object, line) {
 		r.parts.Transports = append(r.parts.Transports, Transport{Name: t.Name, Hosts: hosts, Order: Order(t.Order), TLS: TLS(t.TLS),
-			User: t.User, Password: t.Password, Tell: Tell(t.Tell)})
+			User: t.User, Password: t.Password, Tell: Tell(t.Tell), QueueLife: life})
 	}
 }
 
@@ -379,6 +384,7 @@ func (s *Snapshot) Text() []byte {
 		writeString(&b, "user", x.User)
 		writeString(&b, "password", x.Password)
 		writeString(&b, "tell", string(x.Tell))
+		writeString(&b, "queue_life", x.QueueLife.String())
 	}
 	for i := range p.Domains {
 		x := &p.Domains[i]

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -168,7 +169,8 @@ func drawParts(t *rapid.T) *Parts {
 		Transports: rapid.SliceOfDistinct(rapid.Custom(func(t *rapid.T) Transport {
 			return Transport{Name: rapid.StringMatching(`[a-z0-9._-]{1,9}`).Draw(t, "name"), Hosts: hosts.Draw(t, "hosts"),
 				TLS: rapid.SampledFrom([]TLS{"", TLSNone, TLSVerify}).Draw(t, "tls"), Order: rapid.SampledFrom([]Order{"", OrderRoundRobin}).Draw(t, "order"),
-				User: text.Draw(t, "user"), Password: text.Draw(t, "password"), Tell: rapid.SampledFrom([]Tell{"", TellProxy}).Draw(t, "tell")}
+				User: text.Draw(t, "user"), Password: text.Draw(t, "password"), Tell: rapid.SampledFrom([]Tell{"", TellProxy}).Draw(t, "tell"),
+				QueueLife: Duration(time.Second * time.Duration(rapid.IntRange(0, 2_000_000).Draw(t, "life")))}
 		}), func(x Transport) string { return x.Name }).Draw(t, "transports"),
 		Domains: rapid.SliceOfDistinct(rapid.Custom(func(t *rapid.T) Domain {
 			return Domain{Name: rapid.StringMatching(`[a-z0-9]{1,9}\.[a-z]{2,4}`).Draw(t, "name"), Hosts: hosts.Draw(t, "hosts"),

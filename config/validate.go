@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
 
 // maxHosts bounds the fixed hosts of one transport or domain: all of them may be tried inside one client's transaction.
 const maxHosts = 32
+
+// maxTransportLife bounds how long mail is tried by a transport with a life of its own.
+const maxTransportLife = 14 * day
 
 // Validate says everything that is wrong with what an administrator can change, as *Problem values joined into one error
 // (see Problems). Nodes, CAs and revocations are the cluster's own and are not looked at.
@@ -132,6 +136,9 @@ func checkTransport(t Transport, hosts hostChecker) error {
 	}
 	if err := checkLogin(t); err != nil {
 		return err
+	}
+	if life := time.Duration(t.QueueLife); life != 0 && (life < time.Minute || life > maxTransportLife) {
+		return fmt.Errorf("queue_life %v is out of bounds, want %s to %s", t.QueueLife, FormatDuration(time.Minute), FormatDuration(maxTransportLife))
 	}
 	return hosts.check(t.Hosts)
 }

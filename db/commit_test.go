@@ -118,7 +118,7 @@ func TestLoadGivesEverythingInOrder(t *testing.T) {
 			tx.PutSetting(ctx, config.Setting{Name: "b", Value: "1"}), tx.PutSetting(ctx, config.Setting{Name: "a", Value: "2"}),
 			tx.PutNetwork(ctx, config.Network{Prefix: netip.MustParsePrefix("2001:db8::1/32"), Comment: "six"}),
 			tx.PutNetwork(ctx, config.Network{Prefix: netip.MustParsePrefix("10.0.0.0/8")}),
-			tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"a:25", "b:25"}, TLS: config.TLSVerify}),
+			tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"a:25", "b:25"}, TLS: config.TLSVerify, QueueLife: config.Duration(36 * time.Hour)}),
 			tx.PutTransport(ctx, config.Transport{Name: "u", Hosts: []string{"c:25"}, Order: config.OrderRoundRobin, TLS: config.TLSEncrypt, User: "us",
 				Password: "secret:x", Tell: config.TellProxy}),
 			tx.PutDomain(ctx, config.Domain{Name: "z.test", Transport: "t"}), tx.PutDomain(ctx, config.Domain{Name: "a.test", Hosts: []string{"h:25"}}),
@@ -135,7 +135,7 @@ func TestLoadGivesEverythingInOrder(t *testing.T) {
 		t.Errorf("revoked %+v", s.Revoked)
 	}
 	got := fmt.Sprint(s.CAs, s.Settings, s.Networks, s.Transports, s.Domains)
-	want := "[{f k 2 2026-01-02 03:04:05.000006 +0000 UTC}] [{a 2} {b 1}] [{10.0.0.0/8 } {2001:db8::/32 six}] [{t [a:25 b:25]  verify    } {u [c:25] round-robin encrypt  us secret:x proxy}] " +
+	want := "[{f k 2 2026-01-02 03:04:05.000006 +0000 UTC}] [{a 2} {b 1}] [{10.0.0.0/8 } {2001:db8::/32 six}] [{t [a:25 b:25]  verify    1d12h} {u [c:25] round-robin encrypt  us secret:x proxy }] " +
 		"[{_.test  [] } {a.test  [h:25] } {z.test t [] }]"
 	if got != want {
 		t.Errorf("loaded\n%s, want\n%s", got, want)

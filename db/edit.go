@@ -29,11 +29,11 @@ func (t *Tx) DeleteDomain(ctx context.Context, name string) error {
 
 // PutTransport makes or replaces a transport.
 func (t *Tx) PutTransport(ctx context.Context, v config.Transport) error {
-	return t.exec(ctx, `INSERT INTO config.transport (name, hosts, tls, host_order, username, password, tell)
-		VALUES ($1, $2, $3, nullif($4, ''), nullif($5, ''), nullif($6, ''), nullif($7, '')) ON CONFLICT (name)
+	return t.exec(ctx, `INSERT INTO config.transport (name, hosts, tls, host_order, username, password, tell, queue_life)
+		VALUES ($1, $2, $3, nullif($4, ''), nullif($5, ''), nullif($6, ''), nullif($7, ''), nullif($8, '')) ON CONFLICT (name)
 		DO UPDATE SET hosts = excluded.hosts, tls = excluded.tls, host_order = excluded.host_order, username = excluded.username,
-		password = excluded.password, tell = excluded.tell`,
-		v.Name, list(v.Hosts), string(v.TLS), string(v.Order), v.User, v.Password, string(v.Tell))
+		password = excluded.password, tell = excluded.tell, queue_life = excluded.queue_life`,
+		v.Name, list(v.Hosts), string(v.TLS), string(v.Order), v.User, v.Password, string(v.Tell), v.QueueLife.String())
 }
 
 // DeleteTransport deletes a transport.

@@ -190,8 +190,9 @@ const (
 	selectRevoked   = `SELECT cid, name, public_key, revoked_at FROM config.revoked t`
 	selectSetting   = `SELECT name, value FROM config.setting t`
 	selectNetwork   = `SELECT prefix, comment FROM config.network t`
-	selectTransport = `SELECT name, hosts, tls, coalesce(host_order, ''), coalesce(username, ''), coalesce(password, ''), coalesce(tell, '') FROM config.transport t`
-	selectDomain    = `SELECT name, transport, hosts, comment FROM config.domain t`
+	selectTransport = `SELECT name, hosts, tls, coalesce(host_order, ''), coalesce(username, ''), coalesce(password, ''), coalesce(tell, ''),
+		coalesce(queue_life, '') FROM config.transport t`
+	selectDomain = `SELECT name, transport, hosts, comment FROM config.domain t`
 )
 
 const (
@@ -227,7 +228,12 @@ func scanNetwork(r pgx.Rows, n *config.Network) error {
 }
 
 func scanTransport(r pgx.Rows, t *config.Transport) error {
-	return r.Scan(&t.Name, &t.Hosts, (*string)(&t.TLS), (*string)(&t.Order), &t.User, &t.Password, (*string)(&t.Tell))
+	var life string
+	err := r.Scan(&t.Name, &t.Hosts, (*string)(&t.TLS), (*string)(&t.Order), &t.User, &t.Password, (*string)(&t.Tell), &life)
+	if err != nil {
+		return err
+	}
+	return t.QueueLife.UnmarshalText([]byte(life))
 }
 
 func scanDomain(r pgx.Rows, x *config.Domain) error {

@@ -68,6 +68,7 @@ type rowImage struct {
 	Order          string `json:"host_order"`
 	User           string `json:"username"`
 	Password, Tell string
+	QueueLife      config.Duration `json:"queue_life"`
 }
 
 func certificateKey(c config.Certificate) string { return c.Name }
@@ -97,7 +98,7 @@ func networkOf(i rowImage) (config.Network, error) {
 
 func transportOf(i rowImage) (config.Transport, error) {
 	return config.Transport{Name: i.Name, Hosts: i.Hosts, Order: config.Order(i.Order), TLS: config.TLS(i.TLS), User: i.User,
-		Password: i.Password, Tell: config.Tell(i.Tell)}, nil
+		Password: i.Password, Tell: config.Tell(i.Tell), QueueLife: i.QueueLife}, nil
 }
 
 func domainOf(i rowImage) (config.Domain, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -40,7 +41,7 @@ func TestUndoGivesWhatWasAfterACommit(t *testing.T) {
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.PutNetwork(ctx, config.Network{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Comment: "ours"}),
 				tx.PutTransport(ctx, config.Transport{Name: "t", Hosts: []string{"192.0.2.9:25"}, Order: config.OrderRoundRobin,
-					TLS: config.TLSVerify, User: "us", Password: "secret:x", Tell: config.TellXClient}))
+					TLS: config.TLSVerify, User: "us", Password: "secret:x", Tell: config.TellXClient, QueueLife: config.Duration(time.Hour)}))
 		},
 		func(ctx context.Context, tx *db.Tx) error {
 			return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, domain("b.test", "second")),

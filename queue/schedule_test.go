@@ -369,3 +369,47 @@ func TestBothFormsOfADomainAreOneNextHop(t *testing.T) {
 		t.Errorf("%q and %q, %q and %q", u, a, uDomain, aDomain)
 	}
 }
+
+// Each recipient is given up by the life of its own transport, with an attempt at its end.
+func TestLifeIsTheTransports(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		lives := map[string]time.Duration{"short.test": 2 * time.Hour, "usual.test": 0, "long.test": 14 * 24 * time.Hour}
+		q := openTest(t, dir, func(o *Options) {
+			o.DelayNotice = func() time.Duration { return 0 }
+			o.Route = func(p mail.Path) (config.Transport, *mail.Reply) {
+				return config.Transport{Name: p.Domain, Hosts: []string{p.Domain + ":25"}, QueueLife: config.Duration(lives[p.Domain])}, nil
+			}
+		})
+		start := time.Now()
+		given := map[string]time.Duration{}
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if !a.Envelope.ReversePath.IsNull() {
+				return outOfReach(a)
+			}
+			text := readAll(t, a.Content)
+			for domain := range lives {
+				if strings.Contains(text, "Final-Recipient: rfc822; x@"+domain) {
+					given[domain] = time.Since(start)
+				}
+			}
+			return answers(a)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = q.Run(ctx) })
+		q.mustPut(t, false, draft("from@a.test", "x@short.test", "x@usual.test", "x@long.test"))
+		time.Sleep(15 * 24 * time.Hour)
+		cancel()
+		wg.Wait()
+		lives["usual.test"] = defaultLife
+		for domain, want := range lives {
+			if given[domain] != want {
+				t.Errorf("%s: given up after %v, want %v", domain, given[domain], want)
+			}
+		}
+		if l := q.List(); len(l) != 0 {
+			t.Errorf("queue: %+v", l)
+		}
+	})
+}

@@ -26,6 +26,7 @@ func transportCommand() *cli.Command {
 			&cli.StringFlag{Name: "user", Usage: "log in as `USER`, over TLS only; '' is no longer"},
 			&cli.StringFlag{Name: "password", Usage: "where the password is: `secret:NAME`, as mailproxy secret set NAME stored it"},
 			&cli.StringFlag{Name: "tell", Usage: "tell the next hop who our client is, `HOW`: xclient, proxy (PROXY protocol, version 2), none"},
+			&cli.StringFlag{Name: "queue-life", Usage: "how long mail is tried by it, `TIME` up to 14d; \"default\": as the setting queue_life says"},
 		}
 	}
 	return &cli.Command{
@@ -78,8 +79,8 @@ func transportSet(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc([]string{"to", "mx", "order", "tls", "user", "password", "tell"}, c.IsSet) {
-		return usagef("transport set: nothing to change: name --to, --mx, --order, --tls, --user, --password or --tell")
+	if !slices.ContainsFunc([]string{"to", "mx", "order", "tls", "user", "password", "tell", "queue-life"}, c.IsSet) {
+		return usagef("transport set: nothing to change: name --to, --mx, --order, --tls, --user, --password, --tell or --queue-life")
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		old := findTransport(now, args[0])
@@ -136,7 +137,7 @@ func transportRemove(c *cli.Context) error {
 
 func transportList(c *cli.Context) error {
 	return show(c, func(s *config.Snapshot) any { return nonNil(s.Transports) }, func(s *config.Snapshot) error {
-		t := newTable(c.App.Writer, "TRANSPORT", "TO", "TLS", "USER", "TELL")
+		t := newTable(c.App.Writer, "TRANSPORT", "TO", "TLS", "USER", "TELL", "LIFE")
 		for _, x := range s.Transports {
 			to, tls := strings.Join(x.Hosts, " "), x.TLS
 			if to == "" {
@@ -148,7 +149,7 @@ func transportList(c *cli.Context) error {
 			if tls == "" {
 				tls = config.TLSMay
 			}
-			t.row(x.Name, to, string(tls), x.User, string(x.Tell))
+			t.row(x.Name, to, string(tls), x.User, string(x.Tell), x.QueueLife.String())
 		}
 		return t.flush()
 	})
@@ -214,6 +215,14 @@ func transportFlags(c *cli.Context, t *config.Transport) error {
 	if c.IsSet("tell") {
 		if t.Tell = config.Tell(strings.ToLower(c.String("tell"))); t.Tell == "none" {
 			t.Tell = ""
+		}
+	}
+	if life := c.String("queue-life"); c.IsSet("queue-life") {
+		if life == "default" {
+			life = ""
+		}
+		if err := t.QueueLife.UnmarshalText([]byte(life)); err != nil {
+			return usagef("--queue-life: %v", err)
 		}
 	}
 	return nil

@@ -129,7 +129,7 @@ func (d *daemon) open() error {
 	var err error
 	d.queue, err = queue.Open(queue.Options{
 		Dir: d.local.SpoolDir(), Relay: d.relay, Hostname: d.local.Name, MinFree: spoolReserve,
-		Route: d.route, Transport: d.transport, Life: d.queueLife, Log: d.log,
+		Route: d.route, Transport: d.transport, Life: d.queueLife, DelayNotice: d.delayNotice, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -209,12 +209,16 @@ func (d *daemon) peerSocket(cid config.CID) (string, bool) {
 	return d.local.PeerControlSocket(cid), true
 }
 
-func (d *daemon) queueLife() time.Duration {
+func (d *daemon) queueLife() time.Duration { return d.settings().QueueLife }
+
+func (d *daemon) delayNotice() time.Duration { return d.settings().DelayNotice }
+
+func (d *daemon) settings() config.Values {
 	rules := d.config.rules.Load()
 	if rules == nil {
 		rules, _ = filter.Compile(&config.Snapshot{}) // the defaults
 	}
-	return rules.Settings().QueueLife
+	return rules.Settings()
 }
 
 // parts are what runs, from the bottom up. They are stopped from the top down, each when the one above has ended:
