@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/emersion/go-smtp"
 	"github.com/rs/zerolog"
@@ -158,5 +160,37 @@ func TestSpoolToServer(t *testing.T) {
 	stop()
 	if !spoolIsEmpty(t, dir) {
 		t.Error("spool is not empty")
+	}
+}
+
+// An item that was spooled, and tried once, before there were DSN parameters: it is read as it was, and its sender is told as one that
+// did not say of what it wants to hear.
+func TestAnItemFromBeforeDSNParametersIsRead(t *testing.T) {
+	dir := t.TempDir()
+	b, err := os.ReadFile("testdata/before-dsn.segment")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "log"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "log", "0000000000000001"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q := openTest(t, dir, nil)
+	l := q.List()
+	if len(l) != 1 || len(l[0].ForwardPaths) != 1 || l[0].ForwardPaths[0] != path("later@b.test") || l[0].Attempts != 1 ||
+		l[0].LastReply != "451 4.7.1 try later" {
+		t.Fatalf("read: %+v", l)
+	}
+	q.o.Now = func() time.Time { return l[0].Created.Add(5 * time.Hour) }
+	q.run(t)
+	waitFor(t, "it was tried, and its sender told", func() bool {
+		l := q.List()
+		return len(l) == 1 && l[0].Attempts == 2 && !l[0].Busy && q.Stats().DSNs == 1 && q.Stats().Sent == 1
+	})
+	a := q.hop.attempts()[0]
+	if e := a.Envelope; a.Params != nil || !e.SMTPUTF8 || !e.EightBit || e.Return != "" || e.EnvID != "" || e.Client != netip.MustParseAddr("192.0.2.1") {
+		t.Errorf("%+v", a)
 	}
 }

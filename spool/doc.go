@@ -41,7 +41,8 @@
 //	8       length C of the content
 //	4       checksum of all before but for the second octet behind the mark, and of ID and head
 //	I       the message's ID
-//	H       M: mail.Envelope in JSON. S: the state, the queue's. T: when, as time.RFC3339Nano
+//	H       M: mail.Envelope in JSON: what an older version did not write is empty, and what a newer one wrote is passed over.
+//	        S: the state, the queue's. T: when, as time.RFC3339Nano
 //	C       M: the content, CRLF line ends, as it is sent. G: what was there, set aside
 //	4       checksum of the content; any, of a gap
 //	4       "END\n"

@@ -121,9 +121,15 @@ func (p *Postfix) AwaitEmpty(t testing.TB) {
 
 // Log gives the end of its log.
 func (p *Postfix) Log() string {
+	text := p.WholeLog()
+	return text[max(0, len(text)-4000):]
+}
+
+// WholeLog gives its log.
+func (p *Postfix) WholeLog() string {
 	text, err := os.ReadFile(filepath.Join(p.dir, "log"))
 	if err != nil {
 		return err.Error()
 	}
-	return string(text[max(0, len(text)-4000):])
+	return string(text)
 }
