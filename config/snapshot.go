@@ -72,13 +72,13 @@ type Transport struct {
 	Hosts []string `json:"hosts,omitempty"` // host:port, IPv6 in brackets; empty: MX lookup
 	Order Order    `json:"order,omitempty"` // of Hosts; empty is OrderGiven
 	TLS   TLS      `json:"tls,omitempty"`   // empty is TLSMay
-
-	QueueLife Duration `json:"queue_life,omitempty"` // how long mail is tried by it; 0 is the setting queue_life
 	// User is whom we log in as (RFC 4954), with Password, which is secret:NAME; empty: we do not.
 	User     string `json:"user,omitempty"`
 	Password string `json:"password,omitempty"`
 	// Tell is how the hop is told who our client is; empty: it is not.
 	Tell Tell `json:"tell,omitempty"`
+	// QueueLife is how long mail is tried by it; 0 is the setting queue_life.
+	QueueLife Duration `json:"queue_life,omitempty"`
 }
 
 // Order is which of several hosts is tried first.

@@ -34,6 +34,7 @@ type trial struct {
 	answered  []string // keys of next hops that answered
 	transport string
 	dsns      []string // items, not to be tried before this one is settled
+	kept      int      // recipients that wait, untried, for the end of their life
 
 	outOfReach string // key of a next hop that was
 	ended      bool   // at least one attempt ended by itself
@@ -241,12 +242,12 @@ func (t *trial) tellRelayed(g *group, results []relay.Result, m *spool.Message) 
 			relayed = append(relayed, t.news(r, m))
 		}
 	}
+	relayed, _ = t.wanted(t.n.id, m.Envelope, actionRelayed, relayed)
 	_ = t.report(m, actionRelayed, relayed) // what was taken is taken
 }
 
-// report spools a DSN, as far as the sender wants it.
-func (t *trial) report(m *spool.Message, a action, all []news) error {
-	told := t.wanted(t.n.id, m.Envelope, a, all)
+// report spools a DSN.
+func (t *trial) report(m *spool.Message, a action, told []news) error {
 	if len(told) == 0 {
 		return nil
 	}
@@ -263,6 +264,7 @@ func (t *trial) report(m *spool.Message, a action, all []news) error {
 //	taken                      where it asked for that    closed
 //	refused for good           it                         closed
 //	                           not yet                    open, not tried again: told later
+//	                           never: never verified      the same, and closed when its life is over
 //	put off, its life over     it                         closed
 //	                           not yet                    open
 //	put off, for 4 hours       once                       open
@@ -280,6 +282,9 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 	if t.ended && n.left == "" {
 		n.attempts++
 		n.next = now.Add(backoff(n.attempts, rand.Float64()))
+		if t.kept == len(open) {
+			n.next = now.Add(maxLife) // and see below
+		}
 		n.transport = t.transport
 	} // else not all of it was tried: it is due as before
 	for i := range open {
@@ -322,26 +327,50 @@ func (t *trial) tellFailed(m *spool.Message, now time.Time) {
 			failed = append(failed, t.news(r, m))
 		}
 	}
-	err := t.report(m, actionFailed, failed)
-	if err == nil {
-		return
-	}
-	if errors.Is(err, errTooMany) && now.Sub(t.n.bornAt()) >= t.lives[failed[0].index]+limitPatience {
-		for _, f := range t.wanted(t.n.id, m.Envelope, actionFailed, failed) {
-			t.untold(t.n.id, m.Envelope, &f, err.Error())
+	told, kept := t.wanted(t.n.id, m.Envelope, actionFailed, failed)
+	t.keep(m, kept, now)
+	err := t.report(m, actionFailed, told)
+	switch {
+	case err == nil:
+	case errors.Is(err, errTooMany) && now.Sub(t.n.bornAt()) >= t.lives[told[0].index]+limitPatience:
+		for i := range told {
+			t.untold(t.n.id, m.Envelope, &told[i], err.Error())
 		}
-		return
+	default:
+		t.leaveOpen(told)
 	}
+}
+
+// keep leaves those open that nobody may be told of, untried, to the end of their life: the next hop may have refused them by mistake,
+// and an operator can have them tried again. Then they are given up.
+func (t *trial) keep(m *spool.Message, kept []news, now time.Time) {
+	for i := range kept {
+		n := &kept[i]
+		if now.Sub(t.n.bornAt()) >= n.life {
+			t.untold(t.n.id, m.Envelope, n, reasonUnverified)
+			continue
+		}
+		t.kept++
+		if t.leaveOpen(kept[i : i+1]) {
+			t.log.Warn().Str("item", t.n.id).Stringer("client", m.Envelope.Client).Stringer("reverse_path", m.Envelope.ReversePath).
+				Stringer("forward_path", n.path).Str("reply", n.outcome.reply().String()).Str("reason", reasonUnverified).Msg("dsn.kept")
+		}
+	}
+}
+
+// leaveOpen has recipients that failed stay; those refused for good are not tried again. It says whether that is new.
+func (t *trial) leaveOpen(some []news) (fresh bool) {
 	for i := range t.n.open {
 		r := &t.n.open[i]
-		switch t.fates[r.index] {
-		case fateFailed:
-			r.unreported = true
-			fallthrough
-		case fateExpired:
-			t.fates[r.index] = fateLater
+		if !slices.ContainsFunc(some, func(n news) bool { return n.index == r.index }) {
+			continue
 		}
+		before := r.unreported
+		r.unreported = t.fates[r.index] == fateFailed
+		fresh = fresh || r.unreported && !before
+		t.fates[r.index] = fateLater
 	}
+	return fresh
 }
 
 // tellDelayed tells once of each recipient that has been waiting for long.
@@ -357,6 +386,7 @@ func (t *trial) tellDelayed(m *spool.Message, now time.Time) {
 			delayed = append(delayed, t.news(r, m))
 		}
 	}
+	delayed, _ = t.wanted(t.n.id, m.Envelope, actionDelayed, delayed)
 	_ = t.report(m, actionDelayed, delayed) // a courtesy: not tried again
 }
 

@@ -20,8 +20,9 @@
 //     wherever the process is killed.
 //   - Nobody is told who has a null reverse-path. Nor is a reverse-path, which may be forged, of mail from outside our networks for
 //     a path that was never verified, which means that we took it while its next hop was out of reach: what the next hop then
-//     refuses is named in the log (dsn.none) and counted. Only where such a path is given up at the end of its life, since its next
-//     hop was never in reach, the sender is told: the path may well exist, and mail that was accepted is not lost in silence.
+//     refuses is kept, untried, to the end of its life, for an operator to look at and to have tried again (a next hop that is back with
+//     no users refuses everybody), and then given up, named in the log (dsn.none) and counted. Only where such a path is given up since
+//     its next hop was never in reach, the sender is told: the path may well exist, and mail that was accepted is not lost in silence.
 //   - At most 100 DSNs an hour go to one reverse-path and 10,000 in all; what is over that waits for its turn, untried.
 //   - One attempt at a time for an item; an item being tried cannot be deleted.
 //   - A message is delivered twice only where an attempt was cut between the next hop's 250 and our note of it; the log then

@@ -31,6 +31,9 @@ type news struct {
 	until   time.Time     // of what is delayed: when it is given up
 }
 
+// reasonUnverified: what a next hop refuses that we took while it was out of reach. The reverse-path may be forged, and nobody knows.
+const reasonUnverified = "recipient never verified"
+
 // unwanted says why nobody is told; "" where the sender is.
 func unwanted(e *mail.Envelope, a action, n *news) (reason string) {
 	switch {
@@ -39,25 +42,27 @@ func unwanted(e *mail.Envelope, a action, n *news) (reason string) {
 	case a == actionFailed && !n.params.Notify.Failure(), a == actionDelayed && !n.params.Notify.Delay():
 		return "not asked for"
 	case a != actionRelayed && n.params.Unverified && !n.expired:
-		return "recipient never verified"
+		return reasonUnverified
 	}
 	return ""
 }
 
-// wanted gives the news that the sender is told. What it is not told, though it is final, is in the log.
-func (q *Queue) wanted(id string, e *mail.Envelope, a action, all []news) (some []news) {
+// wanted gives the news that the sender is told, and of what failed those that are kept untold. What is neither, though it has failed,
+// is in the log.
+func (q *Queue) wanted(id string, e *mail.Envelope, a action, all []news) (told, kept []news) {
 	for i := range all {
 		n := &all[i]
-		reason := unwanted(e, a, n)
-		if reason == "" {
-			some = append(some, *n)
-			continue
-		}
-		if a == actionFailed {
+		switch reason := unwanted(e, a, n); {
+		case reason == "":
+			told = append(told, *n)
+		case a != actionFailed:
+		case reason == reasonUnverified:
+			kept = append(kept, *n)
+		default:
 			q.untold(id, e, n, reason)
 		}
 	}
-	return some
+	return told, kept
 }
 
 // untold logs and counts a recipient that is given up without a DSN.
@@ -71,9 +76,9 @@ func (q *Queue) untold(id string, e *mail.Envelope, n *news, reason string) {
 
 // DSN tells the sender what an attempt in the client's transaction has brought for the envelope's forward-paths, as far as it wants to
 // hear it: one DSN for those that were refused for good, one for those taken by a hop that does not offer DSN. results are in the
-// order of the forward-paths; what is temporary is not told. It gives the DSNs' items; nil where there is nothing to tell. Where too
-// many DSNs have gone out already, those refused are an item instead, to be reported when there is room. The error is Put's, of what
-// was refused: that a DSN of success could not be spooled is in the log.
+// order of the forward-paths; what is temporary is not told. It gives the items that were made; nil where there is nothing to tell.
+// Refused ones that were never verified are an item to be tried again, and so are all where too many DSNs have gone out already. The
+// error is Put's, of what was refused: that a DSN of success could not be spooled is in the log.
 func (q *Queue) DSN(ctx context.Context, e *mail.Envelope, results []relay.Result, c mail.Content) (ids []string, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, refusal(err)
@@ -91,38 +96,34 @@ func (q *Queue) DSN(ctx context.Context, e *mail.Envelope, results []relay.Resul
 			relayed = append(relayed, n)
 		}
 	}
-	if failed = q.wanted("", e, actionFailed, failed); len(failed) > 0 {
-		id, err := q.tellFailed(ctx, e, failed, c)
+	failed, kept := q.wanted("", e, actionFailed, failed)
+	if len(failed) > 0 {
+		switch id, err := q.tell("", e, actionFailed, failed, c); {
+		case errors.Is(err, errTooMany):
+			kept = append(kept, failed...)
+		case err != nil:
+			return nil, refusal(err)
+		default:
+			ids = append(ids, id)
+		}
+	}
+	if len(kept) > 0 {
+		recipients := make([]int, len(kept))
+		for i := range kept {
+			recipients[i] = kept[i].index
+		}
+		more, err := q.Put(ctx, []Draft{{Envelope: e.For(recipients), Content: c}}, false)
 		if err != nil {
 			return nil, err
 		}
-		ids = append(ids, id)
+		ids = append(ids, more...)
 	}
-	if relayed = q.wanted("", e, actionRelayed, relayed); len(relayed) > 0 {
+	if relayed, _ = q.wanted("", e, actionRelayed, relayed); len(relayed) > 0 {
 		if id, err := q.tell("", e, actionRelayed, relayed, c); err == nil {
 			ids = append(ids, id)
 		}
 	}
 	return ids, nil
-}
-
-func (q *Queue) tellFailed(ctx context.Context, e *mail.Envelope, failed []news, c mail.Content) (id string, err error) {
-	id, err = q.tell("", e, actionFailed, failed, c)
-	switch {
-	case err == nil:
-		return id, nil
-	case !errors.Is(err, errTooMany):
-		return "", refusal(err)
-	}
-	recipients := make([]int, len(failed))
-	for i := range failed {
-		recipients[i] = failed[i].index
-	}
-	ids, err := q.Put(ctx, []Draft{{Envelope: e.For(recipients), Content: c}}, false)
-	if err != nil {
-		return "", err
-	}
-	return ids[0], nil
 }
 
 // tell spools one DSN and gives its item. Of an item of the queue, it is not tried before that item is settled. The error is errTooMany,

@@ -145,6 +145,13 @@ func (n *entry) view() Item {
 	}
 }
 
+// tryAllLocked has those tried again, too, that were refused for good and not yet told: an operator knows better.
+func (n *entry) tryAllLocked() {
+	for i := range n.open {
+		n.open[i].unreported = false
+	}
+}
+
 // bornAt is since when its life counts: the time on hold does not.
 func (n *entry) bornAt() time.Time { return n.created.Add(n.paused) }
 

@@ -62,7 +62,10 @@ var mixedCases = []mixedCase{
 	{name: "of success nothing is told before it", to: "a", about: "a:SUCCESS", one: "a=451", open: "a"},
 	{name: "perhaps taken is no success", to: "a", about: "a:SUCCESS", one: "dot=?", open: "a"},
 
-	{name: "refused, and never verified: no backscatter", to: "abc", about: "a:? b:?", one: "a=550", two: "c=550", taken: "b", failed: "c", untold: 1},
+	{name: "refused, and never verified: no backscatter, and kept", to: "abc", about: "a:? b:?", one: "a=550", two: "c=550", taken: "b", open: "a",
+		failed: "c"},
+	{name: "the same at the end of its life", to: "abc", about: "a:? b:?", one: "a=550", two: "c=550", age: expired, taken: "b", failed: "c",
+		untold: 1},
 	{name: "late, and never verified: no backscatter", to: "ac", about: "a:?", one: "down", two: "down", age: late, open: "ac", delayed: "c"},
 	{name: "given up, and never verified: it may be there, and is not lost in silence", to: "a", about: "a:?", one: "down", age: expired, failed: "a"},
 }

@@ -68,7 +68,7 @@ func (r *orderRun) move(ctx context.Context, n *entry, send func(context.Context
 	before := n.state()
 	r.mu.Unlock()
 	there := *before
-	there.Next = r.Queue.o.Now()
+	there.Next, there.Unreported = r.Queue.o.Now(), nil
 	state, err := there.encode()
 	if err != nil {
 		return err

@@ -307,10 +307,13 @@ func (r *orderRun) change(n *entry) error {
 	case Free:
 		n.paused += now.Sub(n.hold.Since)
 		n.hold, n.next = nil, now
+		n.tryAllLocked()
 	case Reroute:
 		n.via, n.next = r.o.Transport, now
+		n.tryAllLocked()
 	case Retry:
 		n.next = now
+		n.tryAllLocked()
 		r.mu.Unlock()
 		return nil
 	}

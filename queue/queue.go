@@ -19,7 +19,8 @@ import (
 
 // Defaults of Options.
 const (
-	defaultLife        = 5 * 24 * time.Hour // RFC 5321 §4.5.4.1: 4-5 days at least
+	defaultLife        = 5 * 24 * time.Hour  // RFC 5321 §4.5.4.1: 4-5 days at least
+	maxLife            = 30 * 24 * time.Hour // more than any life
 	defaultDelayNotice = 4 * time.Hour
 	defaultConcurrency = 100
 	defaultPerHop      = 20

@@ -413,3 +413,61 @@ func TestLifeIsTheTransports(t *testing.T) {
 		}
 	})
 }
+
+// A path that was never verified and is refused: nobody is told, it is not tried again, and it is there for an operator until its life
+// is over.
+func TestWhatWasNeverVerifiedIsKeptForAnOperator(t *testing.T) {
+	for _, ordered := range []bool{false, true} {
+		inBubble(t, func(t *testing.T, q *testQueue) {
+			d := draft("from@a.test")
+			d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
+			d.Envelope.Add(path("later@c.test"), mail.RcptParams{Notify: mail.NotifyNever})
+			id := q.mustPut(t, false, d)[0]
+			time.Sleep(24 * time.Hour)
+			synctest.Wait()
+			tried := func() (n int) {
+				for _, a := range q.hop.attempts() {
+					if a.Paths[0] == path("no@b.test") {
+						n++
+					}
+				}
+				return n
+			}
+			l := q.List()
+			if len(l) != 1 || len(l[0].ForwardPaths) != 2 || tried() != 1 || strings.Count(q.log.String(), "dsn.kept") != 1 {
+				t.Errorf("tried %d times, queue %+v", tried(), l)
+			}
+			if ordered {
+				q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+					return []relay.Result{{Path: a.Paths[0], Reply: &mail.Reply{Code: 250}}}, nil
+				})
+				if err := q.Do(t.Context(), Order{Deed: Retry, Selection: Selection{IDs: []string{id}}}, func(_ string, err error) error { return err }); err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				if s := q.Stats(); len(q.List()) != 0 || s.Sent != 2 || s.DSNs != 0 || s.Untold != 0 {
+					t.Errorf("%+v, queue %+v", s, q.List())
+				}
+				return
+			}
+			time.Sleep(defaultLife)
+			synctest.Wait()
+			if s := q.Stats(); len(q.List()) != 0 || tried() != 1 || s.DSNs != 0 || s.Untold != 2 || s.Failed != 1 {
+				t.Errorf("tried %d times, %+v, queue %+v", tried(), s, q.List())
+			}
+		})
+	}
+}
+
+// Nothing is left to do for it but to wait: it is not looked at every hour.
+func TestWhatIsOnlyKeptWaitsForTheEndOfItsLife(t *testing.T) {
+	inBubble(t, func(t *testing.T, q *testQueue) {
+		d := draft("from@a.test")
+		d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
+		q.mustPut(t, false, d)
+		synctest.Wait()
+		if l := q.List(); len(l) != 1 || !l[0].Next.Equal(l[0].Created.Add(defaultLife)) || l[0].LastReply != "550 5.1.1 no such user" {
+			t.Errorf("queue %+v", l)
+		}
+	})
+}

@@ -177,8 +177,8 @@ func (d *delivery) inTurn(now []group, later []int) outcome {
 	return outcome{reply: worst(d.refused), hop: hopOf(d.refused)}
 }
 
-// postmaster takes those out of the refused that we said yes to whatever their next hop thinks: the queue asks it again, and the
-// sender has a DSN where it stays with its no. What a next hop says of the message itself stands.
+// postmaster takes those out of the refused that we said yes to whatever their next hop thinks: the queue asks it again, and where it
+// stays with its no, a sender in our networks has a DSN. What a next hop says of the message itself stands.
 func (d *delivery) postmaster() (recipients []int) {
 	d.refused = slices.DeleteFunc(d.refused, func(a answer) bool {
 		kept := a.Stage <= relay.StageRcpt && d.tx.hops[a.recipient].postmaster
