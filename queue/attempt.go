@@ -30,8 +30,7 @@ type trial struct {
 	n         *entry
 	groups    []*group
 	fates     map[int]fate // by recipient.index
-	lives     map[int]time.Duration
-	answered  []string // keys of next hops that answered
+	answered  []string     // keys of next hops that answered
 	transport string
 	dsns      []string // items, not to be tried before this one is settled
 	kept      int      // recipients that wait, untried, for the end of their life
@@ -42,7 +41,7 @@ type trial struct {
 
 // try makes one attempt for each group and settles the item.
 func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
-	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate), lives: make(map[int]time.Duration)}
+	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate)}
 	m, err := q.spool.Open(n.id)
 	if err == nil {
 		defer m.Close()
@@ -88,9 +87,9 @@ func (t *trial) unreadable(err error) {
 
 // attempt brings the message to one next hop and notes each recipient's fate.
 func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
-	start := t.o.Now()
+	start, life := t.o.Now(), t.lifeBy(g.transport)
 	for _, r := range g.recipients {
-		t.lives[r.index] = t.lifeBy(g.transport)
+		r.life = life
 	}
 	if g.unreported {
 		t.ended = true
@@ -227,9 +226,8 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 
 // news is what there is to tell about a recipient.
 func (t *trial) news(r *recipient, m *spool.Message) news {
-	life := t.lives[r.index]
 	return news{
-		index: r.index, path: r.path, params: m.Envelope.Param(r.index), outcome: *r.last, life: life, until: t.n.bornAt().Add(life),
+		index: r.index, path: r.path, params: m.Envelope.Param(r.index), outcome: *r.last, life: r.life, until: t.n.bornAt().Add(r.life),
 		expired: t.fates[r.index] == fateExpired,
 	}
 }
@@ -292,10 +290,8 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 			n.lastReply, n.class = open[i].last.reply().String(), open[i].last.Class
 		}
 		// The last attempt is at the end of a life.
-		if life, tried := t.lives[open[i].index]; tried && t.ended {
-			if end := n.bornAt().Add(life); n.next.After(end) && end.After(now) {
-				n.next = end
-			}
+		if end := n.bornAt().Add(open[i].life); t.ended && n.next.After(end) && end.After(now) {
+			n.next = end
 		}
 	}
 	saved := n.state()
@@ -320,7 +316,7 @@ func (t *trial) tellFailed(m *spool.Message, now time.Time) {
 	var failed []news
 	for i := range t.n.open {
 		r := &t.n.open[i]
-		if t.fates[r.index] == fateLater && now.Sub(t.n.bornAt()) >= t.lives[r.index] {
+		if t.fates[r.index] == fateLater && now.Sub(t.n.bornAt()) >= r.life {
 			t.fates[r.index] = fateExpired
 		}
 		if f := t.fates[r.index]; f == fateFailed || f == fateExpired {
@@ -332,7 +328,7 @@ func (t *trial) tellFailed(m *spool.Message, now time.Time) {
 	err := t.report(m, actionFailed, told)
 	switch {
 	case err == nil:
-	case errors.Is(err, errTooMany) && now.Sub(t.n.bornAt()) >= t.lives[told[0].index]+limitPatience:
+	case errors.Is(err, errTooMany) && now.Sub(t.n.bornAt()) >= told[0].life+limitPatience:
 		for i := range told {
 			t.untold(t.n.id, m.Envelope, &told[i], err.Error())
 		}
@@ -381,7 +377,7 @@ func (t *trial) tellDelayed(m *spool.Message, now time.Time) {
 	}
 	var delayed []news
 	for i := range t.n.open {
-		if r := &t.n.open[i]; t.fates[r.index] == fateLater && !r.delayTold && !r.unreported && now.Sub(t.n.bornAt()) < t.lives[r.index] {
+		if r := &t.n.open[i]; t.fates[r.index] == fateLater && !r.delayTold && !r.unreported && now.Sub(t.n.bornAt()) < r.life {
 			r.delayTold = true
 			delayed = append(delayed, t.news(r, m))
 		}

@@ -49,6 +49,8 @@ type recipient struct {
 
 	unreported bool // refused for good, by last, and not yet told: it is not tried again
 	delayTold  bool // its sender was told that it is late
+
+	life time.Duration // how long it is tried, by the transport of its last attempt here; 0 where there was none
 }
 
 // An entry is the small view of an item that is kept in memory. Its fields are guarded by Queue.mu, but while busy is set open
