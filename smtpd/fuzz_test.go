@@ -9,8 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"mailproxy/config"
+	"mailproxy/mail"
 )
 
 // wireReply is what may stand on the wire from us: codes and printable ASCII.
@@ -79,19 +81,33 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// FuzzCommand: the path that MAIL gives, written down, is read as the same path.
+// FuzzCommand: the path that MAIL or RCPT gives, written down, is read as the same path, and has no controls in it.
 func FuzzCommand(f *testing.F) {
-	for _, s := range []string{`FROM:<a@b.test> SIZE=3`, `FROM:<"a> X=Y <b"@c.test>`, `FROM: <>`, `from:<@a:b@c.test> BODY=8BITMIME SMTPUTF8`} {
+	for _, s := range []string{
+		`FROM:<a@b.test> SIZE=3`, `FROM:<"a> X=Y <b"@c.test>`, `FROM: <>`, `from:<@a:b@c.test> BODY=8BITMIME SMTPUTF8`, `TO:<a@b.test> NOTIFY=NEVER`,
+		`TO:<"a> NOTIFY=NEVER <b"@c.test> ORCPT=rfc822;a+40b`, `to:<postmaster>`, "TO:<\u00fc@\u00fc.test>", "TO:<\"a\u009b\"@b.test>",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		cmd, refused := parseMail(s)
+		keyword, parse := "FROM:<", parseMail
+		if len(s) > 0 && (s[0] == 'T' || s[0] == 't') {
+			keyword, parse = "TO:<", func(s string) (command, *mail.Reply) { return parseRcpt(s, true) }
+		}
+		cmd, refused := parse(s)
 		if refused != nil {
 			return
 		}
-		again, refused := parseMail("FROM:<" + cmd.path.String() + "> SMTPUTF8")
+		written := cmd.path.String()
+		again, refused := parse(keyword + written + ">")
+		if refused == replyNeedsUTF8 {
+			again, refused = parse(keyword + written + "> SMTPUTF8")
+		}
 		if refused != nil || again.path != cmd.path {
 			t.Fatalf("%q gives %q, which gives %q, %v", s, cmd.path, again.path, refused)
+		}
+		if strings.ContainsFunc(written, unicode.IsControl) {
+			t.Fatalf("%q gives %q", s, written)
 		}
 	})
 }

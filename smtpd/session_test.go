@@ -1,6 +1,8 @@
 package smtpd
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"mailproxy/config"
 	"mailproxy/filter"
@@ -324,6 +328,53 @@ func TestNothingOfTheClientsIsEchoed(t *testing.T) {
 		if got := p.ask(line, ""); strings.Contains(strings.ToLower(got), "mark") {
 			t.Errorf("%s: %s", line, got)
 		}
+	}
+}
+
+// TestNothingOfTheNetworksIsUnescaped: what a client says of itself and of others, and what a next hop answers, comes into replies,
+// headers and the log only as what can be printed.
+func TestNothingOfTheNetworksIsUnescaped(t *testing.T) {
+	h := newHop(t)
+	h.set("rcpt no@one.test", "550 5.1.1 \x1b[31mno\x7f\xc2\x9b31m such \xff\xe2\x80\xa8 user")
+	h.set("dot", "554 5.7.1 \x1b]0;title\x07 \xc2\x85 no")
+	g := newRig(t, with(snapshot("one.test", h.addr()), "max_errors", "100"), nil)
+	p := g.dial()
+	var said strings.Builder
+	p.r = bufio.NewReader(io.TeeReader(p.Conn, &said))
+	p.want("220")
+	p.ask("EHLO cl\xc2\x9bient\xe2\x80\xae(.te<st", "250")
+	p.ask("MAIL FROM:<a\xe2\x80\xaeb@sender.test> SMTPUTF8", "501")
+	p.ask("MAIL FROM:<\"a\xc2\x9bb\"@sender.test> SMTPUTF8", "501")
+	p.ask(`MAIL FROM:<"(a\"\\b>"@sender.test> SMTPUTF8`, "250")
+	p.ask("RCPT TO:<x@\xe2\x80\xaeone.test>", "501")
+	p.ask("RCPT TO:<no@one.test>", "550")
+	p.ask("RCPT TO:<\xc3\xa9@two.test>", "554")
+	p.ask("RCPT TO:<x@one.test>", "250")
+	p.ask("DATA", "354")
+	p.send("Subject: x\r\n\r\n\x1b[31m\r\n.\r\n")
+	p.want("554")
+	h.set("dot", "250 2.0.0 \x1b[31m taken")
+	p.begin("x@one.test")
+	p.send("x\r\n.\r\n")
+	p.want("250")
+	unprintable := func(r rune) bool {
+		return r != '\n' && (unicode.IsControl(r) || !unicode.IsPrint(r)) || r == utf8.RuneError
+	}
+	if i := strings.IndexFunc(strings.ReplaceAll(said.String(), "\r\n", "\n"), unprintable); i >= 0 {
+		t.Errorf("in a reply: %q", said.String()[max(0, i-20):])
+	}
+	log := g.log.String()
+	if i := strings.IndexFunc(log, unprintable); i >= 0 {
+		t.Errorf("in the log: %q", log[max(0, i-100):])
+	}
+	for line := range strings.Lines(log) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("no JSON: %q", line)
+		}
+	}
+	field, _, _ := strings.Cut(h.messages()[0].wire, "\r\nx\r\n")
+	if strings.ContainsFunc(strings.ReplaceAll(field, "\r\n\t", ""), unprintable) || !strings.HasPrefix(field, "Received: from cl??ient????.te?st ") {
+		t.Errorf("in the header: %q", field)
 	}
 }
 
