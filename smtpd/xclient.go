@@ -97,7 +97,8 @@ func (x *xclient) set(name, value string) bool {
 	case name == "PROTO" && x.proto == nil && (strings.EqualFold(value, "SMTP") || strings.EqualFold(value, "ESMTP")):
 		value = strings.ToUpper(value)
 		x.proto = &value
-	case name == "HELO" && x.helo == nil && (unknown || isPrintable(value) && len(value) <= maxHello):
+	case name == "HELO" && x.helo == nil && (unknown || value != "" && len(value) <= maxHello):
+		value = printable(value)
 		x.helo = &value
 	default:
 		return false
@@ -119,9 +120,14 @@ func xclientAddr(value string) (netip.Addr, bool) {
 	return addr.Unmap(), true
 }
 
-// isPrintable: one word of ASCII. Xtext can have anything in it.
-func isPrintable(s string) bool {
-	return s != "" && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) < 0
+// printable is a word of ASCII: xtext can have anything in it, and so can what clients call themselves.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r >= 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // isHostName: labels of letters, digits, hyphens and underscores, at most 253 octets in all. Whatever else a name out of the DNS has

@@ -33,6 +33,7 @@ func TestXCLIENTAttributes(t *testing.T) {
 		"HELO=client+2Etest  PROTO=SMTP":            "- - SMTP client.test",
 		"HELO=[192.0.2.1]":                          "- - - [192.0.2.1]",
 		"HELO=" + strings.Repeat("x", 255):          "- - - " + strings.Repeat("x", 255),
+		"HELO=a+0D+0Ab+20c+C3+BC+FF":                "- - - a??b?c??",
 		"NAME=a_b-c.test ADDR=192.0.2.1 HELO=a+2Bb": "a_b-c.test 192.0.2.1 - a+b",
 	} {
 		x, ok := parseXclient(said)
@@ -46,8 +47,8 @@ func TestXCLIENTAttributes(t *testing.T) {
 	}
 	for _, said := range []string{
 		"", "ADDR", "ADDR=", "ADDR=client.test", "ADDR=2001:db8::1", "ADDR=IPV6:192.0.2.1", "ADDR=IPV6:fe80::1%eth0", "ADDR=192.0.2.1 ADDR=192.0.2.2",
-		"NAME=", "NAME=a..b", "NAME=a)b", "NAME=a+0D+0Ab", "NAME=" + strings.Repeat("x", 64), "PROTO=LMTP", "PROTO=[UNAVAILABLE]", "HELO=", "HELO=a+20b",
-		"HELO=a+0Ab", "HELO=a+FF", "HELO=a+2", "HELO=" + strings.Repeat("x", 256), "LOGIN=me", "PORT=25", "X=Y", "ADDR=192.0.2.1 X",
+		"NAME=", "NAME=a..b", "NAME=a)b", "NAME=a+0D+0Ab", "NAME=" + strings.Repeat("x", 64), "PROTO=LMTP", "PROTO=[UNAVAILABLE]", "HELO=",
+		"HELO=a+2", "HELO=" + strings.Repeat("x", 256), "LOGIN=me", "PORT=25", "X=Y", "ADDR=192.0.2.1 X",
 	} {
 		if x, ok := parseXclient(said); ok {
 			t.Errorf("%q gives %+v", said, x)
@@ -177,6 +178,31 @@ func TestXCLIENTCountsForTheNetworksThatAreOurs(t *testing.T) {
 	p.ask("EHLO client.test", "250")
 	p.ask("MAIL FROM:<a@sender.test>", "250")
 	p.ask("RCPT TO:<x@elsewhere.test>", "250")
+}
+
+// TestOneNodeTellsAnotherWhoItsClientIs: what relay says to a next hop that wants it, and what is understood here.
+func TestOneNodeTellsAnotherWhoItsClientIs(t *testing.T) {
+	h := newHop(t)
+	second := map[config.Tell]*rig{
+		config.TellXClient: fronted(t, snapshot("one.test", h.addr()), nil), config.TellProxy: behind(t, snapshot("one.test", h.addr()), nil),
+	}
+	for tell, g := range second {
+		s := &config.Snapshot{
+			Domains:    []config.Domain{{Name: "one.test", Transport: "second"}},
+			Transports: []config.Transport{{Name: "second", Hosts: []string{g.addr}, TLS: config.TLSNone, Tell: tell}},
+		}
+		first := behind(t, s, nil)
+		before := len(h.messages())
+		p := first.dialFor("192.0.2.77")
+		p.want("220")
+		p.ask("EHLO cli\xc3\xa9nt.test", "250")
+		p.begin("x@one.test")
+		p.send("x\r\n.\r\n")
+		p.want("250")
+		if wire := h.messages()[before].wire; strings.Count(wire, "[192.0.2.77])") != 2 {
+			t.Errorf("%s: %q", tell, wire)
+		}
+	}
 }
 
 const nginxConfig = `load_module /usr/lib/nginx/modules/ngx_mail_module.so;
