@@ -123,6 +123,15 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 		}
 	})
 
+	t.Run("what cannot be is refused", func(t *testing.T) {
+		if _, errs, code := slave.run("mailproxy", "queue", "move", "ALL", "--to-node", "2"); code != 1 || errs != "mailproxy: node 2 is no other node of this cluster\n" {
+			t.Errorf("to itself: exit code %d, %s", code, errs)
+		}
+		if _, errs, code := slave.run("mailproxy", "queue", "hold", "NONE", "--all"); code != 1 || !strings.HasPrefix(errs, "mailproxy: item NONE: no such item") {
+			t.Errorf("nowhere: exit code %d, %s", code, errs)
+		}
+	})
+
 	t.Run("a node that is dead is named, and costs 2 s", func(t *testing.T) {
 		list := func() {
 			t.Helper()
