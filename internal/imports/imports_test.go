@@ -33,7 +33,7 @@ func rules() map[string]rule {
 		"filter":           {ours: []string{"mail", "config"}},
 		"relay":            {ours: []string{"mail", "config"}},
 		"spool":            {ours: []string{"mail"}},
-		"queue":            {ours: []string{"mail", "config", "relay", "spool"}},
+		"queue":            {ours: []string{"mail", "config", "relay", "spool"}, tests: []string{"internal/mta"}},
 		"smtpd":            {ours: mailPath, tests: []string{"internal/mta"}},
 		"web":              {ours: []string{"mail", "config", "queue"}, tests: []string{"relay"}},
 		"secret":           {},

@@ -19,16 +19,26 @@ pid_file_path = %[1]s/spool/pid
 local_interfaces = 127.0.0.1
 daemon_smtp_ports = %[2]s
 acl_smtp_rcpt = all
+acl_smtp_data = data
 host_lookup =
 rfc1413_query_timeout = 0s
 smtputf8_advertise_hosts = *
-tls_advertise_hosts =
 keep_environment =
 queue_only
+%[3]s
 begin acl
 all:
+%[4]s
+  accept
+data:
+%[5]s
   accept
 `
+
+// EximRules are what an instance does besides taking everything: Main are options, Rcpt and Data statements of the ACLs.
+type EximRules struct {
+	Main, Rcpt, Data string
+}
 
 // An Exim is a private instance that takes mail for anybody and keeps it in its spool.
 type Exim struct {
@@ -39,6 +49,11 @@ type Exim struct {
 
 // StartExim starts an instance.
 func StartExim(t testing.TB) *Exim {
+	return StartEximWith(t, EximRules{Main: "tls_advertise_hosts ="})
+}
+
+// StartEximWith starts an instance with rules.
+func StartEximWith(t testing.TB, rules EximRules) *Exim {
 	t.Helper()
 	e := &Exim{Addr: FreeAddr(t), dir: folder(t)}
 	const owner = "Debian-exim" // compiled in
@@ -49,7 +64,7 @@ func StartExim(t testing.TB) *Exim {
 		t.Fatal(err)
 	}
 	conf := filepath.Join(e.dir, "conf")
-	write(t, conf, fmt.Sprintf(eximConfig, e.dir, port))
+	write(t, conf, fmt.Sprintf(eximConfig, e.dir, port, rules.Main, rules.Rcpt, rules.Data))
 	Start(t, e.Addr, eximBinary, "-C", conf, "-bdf")
 	return e
 }

@@ -46,6 +46,7 @@ swap_bangpath = no
 allow_min_user = yes
 append_dot_mydomain = no
 in_flow_delay = 0
+notify_classes =
 relayhost = [%[4]s]:%[5]s
 `
 
@@ -66,6 +67,7 @@ retry unix - - n - - error
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 showq unix n - n - - showq
+tlsmgr unix - - n 1000? 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
 `
 
