@@ -63,6 +63,29 @@ func blocks(t *testing.T, kind string, hosts ...*node) string {
 	return text
 }
 
+// launch starts a server on the host, beside a node's daemon or without one, and gives its process ID. It ends with the test.
+func (n *node) launch(t *testing.T, program string, args ...string) int {
+	t.Helper()
+	cmd := n.command(program, args...)
+	log, err := os.Create(filepath.Join(n.dir, "server.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have ended it
+		_ = cmd.Wait()                          // by a signal
+		if said, _ := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("%s on %s:\n%s", program, n.name, said[max(0, len(said)-3000):])
+		}
+	})
+	return cmd.Process.Pid
+}
+
 // A haproxy is Debian's on a host of its own.
 type haproxy struct {
 	*node
@@ -78,21 +101,7 @@ func newHAProxy(t *testing.T, b *node, text string) *haproxy {
 	}
 	b.must("haproxy", "-c", "-f", file)
 	// Its socket is in a directory that systemd makes.
-	cmd := b.command("sh", "-ec", "mkdir -p /run/haproxy && mount -t tmpfs haproxy /run/haproxy && exec haproxy -db -f "+file)
-	log, err := os.Create(filepath.Join(b.dir, "haproxy.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-	h := &haproxy{b, cmd.Process.Pid}
+	h := &haproxy{b, b.launch(t, "sh", "-ec", "mkdir -p /run/haproxy && mount -t tmpfs haproxy /run/haproxy && exec haproxy -db -f "+file)}
 	b.eventually(func() error { _, err := h.servers("mx"); return err })
 	return h
 }
@@ -211,28 +220,16 @@ func (c *crowd) end() []string {
 
 func TestScenarioBehindHAProxyNothingIsLost(t *testing.T) {
 	t.Parallel()
-	c := formCluster(t, 3, lab.HostOptions{Init: []string{"--agent-listen", ":8026", "--internal-listen", ":26"}})
+	c, now, later := newLater(t, "--agent-listen", ":8026", "--internal-listen", ":26")
 	drained, killed := c[1], c[2]
 	balancer := newNode(t, "lb.test") // where no node runs
-	now, later := newTakingSink(t), newSink()
-	c[0].addDomain("now.test", now)
-	c[0].addDomain("later.test", later)
-	for _, n := range c {
-		n.takes("to@now.test")
-		n.takes("to@later.test")
-	}
 	text := drained.must(documented(t, "mailproxy lb haproxy")[0], "lb", "haproxy")
-	setProxy := documented(t, "mailproxy setting set proxy_from 192.0.2.20")
-	setProxy[len(setProxy)-1] = balancer.address
-	if _, _, code := c[0].run(setProxy[0], setProxy[1:]...); code != 0 { // a version that takes no PROXY header
-		text = strings.ReplaceAll(text, "\tdefault-server send-proxy-v2\n", "")
-	}
+	letProxy(t, c[0], balancer)
 	h := newHAProxy(t, balancer, text)
 	for _, n := range c {
 		h.is(n, "UP")
 	}
-	var crowd crowd
-	crowd.to = balancer
+	crowd := crowd{to: balancer}
 	crowd.begin(8, "now.test", "later.test")
 	defer crowd.end()
 	h.gets(20, c...)
@@ -266,12 +263,40 @@ func TestScenarioBehindHAProxyNothingIsLost(t *testing.T) {
 	h.is(killed, "UP")
 	h.gets(20, killed)
 
-	taken := crowd.end()
-	later.listen(t)
+	crowd.arrives(t, c, now, later)
+	t.Logf("the drained node was out after %v, the killed one after %v", outAfter, downAfter)
+	for _, n := range c { // the clients' own address, which is that of this process
+		log, err := os.ReadFile(n.LogFile())
+		n.done(err)
+		if got := strings.Count(string(log), `"client":"`+lab.HubAddress+`"`); got < 40 {
+			t.Errorf("%s has seen the client in %d sessions", n.name, got)
+		}
+	}
+}
+
+// newLater makes nodes and two domains, now.test whose next hop takes mail, and later.test whose next hop does not yet listen.
+func newLater(t *testing.T, more ...string) (c []*node, now, later sink) {
+	t.Helper()
+	c = formCluster(t, 3, lab.HostOptions{Init: more})
+	now, later = newTakingSink(t), newSink()
+	c[0].addDomain("now.test", now)
+	c[0].addDomain("later.test", later)
 	for _, n := range c {
+		n.takes("to@now.test")
+		n.takes("to@later.test")
+	}
+	return c, now, later
+}
+
+// arrives wants all that a crowd was told is taken to arrive, once the second next hop listens.
+func (c *crowd) arrives(t *testing.T, nodes []*node, now, later sink) {
+	t.Helper()
+	taken := c.end()
+	later.listen(t)
+	for _, n := range nodes {
 		n.eventually(func() error { _, err := n.Must("mailproxy", "queue", "flush"); return err })
 	}
-	c[0].eventually(func() error {
+	nodes[0].eventually(func() error {
 		missing, first := 0, ""
 		for _, s := range taken {
 			if now.Count(s)+later.Count(s) == 0 {
@@ -283,21 +308,149 @@ func TestScenarioBehindHAProxyNothingIsLost(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("%d messages taken and all arrived, %d tries in vain; the drained node was out after %v, the killed one after %v",
-		len(taken), crowd.refused.Load(), outAfter, downAfter)
+	t.Logf("%d messages taken and all arrived, %d tries in vain", len(taken), c.refused.Load())
+}
+
+// goesOn waits until so many more messages were taken.
+func (c *crowd) goesOn(t *testing.T, more int) {
+	t.Helper()
+	count := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.taken)
+	}
+	before := count()
+	if err := lab.Poll(func() error {
+		if got := count() - before; got < more {
+			return fmt.Errorf("%d messages were taken", got)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestScenarioBehindNginxNothingIsLost(t *testing.T) {
+	t.Parallel()
+	c, now, later := newLater(t)
+	balancer := newNode(t, "lb.test") // where no node runs
+	letProxy(t, c[0], balancer)
+	file, conf := filepath.Join(balancer.dir, "mailproxy.conf"), filepath.Join(balancer.dir, "nginx.conf")
+	printed := func() {
+		t.Helper()
+		text := c[0].must(documented(t, "mailproxy lb nginx")[0], "lb", "nginx")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		balancer.must("nginx", "-t", "-c", conf)
+	}
+	// Debian's file, and what ours says to append; what it writes goes here.
+	balancer.sh(fmt.Sprintf("sed 's,^pid .*,pid %[1]s/nginx.pid;,; s,/var/log/nginx/,%[1]s/,' /etc/nginx/nginx.conf >%[2]s; echo 'include %[3]s;' >>%[2]s",
+		balancer.dir, conf, file))
+	printed()
+	master := balancer.launch(t, "nginx", "-c", conf, "-g", "daemon off;")
+
+	crowd := crowd{to: balancer}
+	crowd.begin(6, "now.test", "later.test")
+	defer crowd.end()
+	crowd.goesOn(t, 50)
+	c[2].crash()
+	crowd.goesOn(t, 100)
+	c[2].start()
+	c[0].must("pmgcm", "drain", "2")
+	printed()
+	if err := syscall.Kill(master, syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	refused := `(?m)^mailproxy_smtp_refused_sessions_total (\d+)$`
+	c[1].eventually(func() error { // the old workers end
+		before := c[1].metric(refused)
+		crowd.goesOn(t, 50)
+		if more := c[1].metric(refused) - before; more > 0 {
+			return fmt.Errorf("a drained node got %d sessions more", more)
+		}
+		return nil
+	})
+	if c[1].metric(refused) == 0 {
+		t.Error("the drained node got none before that")
+	}
+	crowd.arrives(t, c, now, later)
+}
+
+func TestScenarioAnAddressMovesToANodeThatTakesMail(t *testing.T) {
+	t.Parallel()
+	c, now, later := newLater(t)
+	const vip = "10.99.254.10"
+	for _, n := range c {
+		file := filepath.Join(n.dir, "keepalived.conf")
+		text := n.must(documented(t, "mailproxy lb keepalived --vip")[0], "lb", "keepalived", "--vip", vip+"/16")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.must("keepalived", "-t", "-f", file)
+		n.launch(t, "keepalived", "--dont-fork", "--log-console", "-f", file, "--pid", n.dir+"/k.pid", "--vrrp_pid", n.dir+"/v.pid")
+	}
+	moves := func(to *node, why string) {
+		t.Helper()
+		began := time.Now()
+		to.eventually(func() error {
+			if out := to.must("ip", "addr", "show", "dev", "eth0"); !strings.Contains(out, " "+vip+"/16 ") {
+				return fmt.Errorf("%s does not have the address: %s", to.name, out)
+			}
+			return nil
+		})
+		t.Logf("%s: the address is at %s after %v", why, to.name, time.Since(began))
+	}
+	moves(c[0], "at first")
+	crowd := crowd{to: &node{Host: &lab.Host{Address: vip}}}
+	crowd.begin(4, "now.test", "later.test")
+	defer crowd.end()
+	crowd.goesOn(t, 50)
+	c[0].kill()
+	moves(c[1], "daemon killed")
+	crowd.goesOn(t, 50)
+	c[1].must("pmgcm", "drain")
+	moves(c[2], "drained")
+	crowd.goesOn(t, 50)
+	c[0].start()
+	moves(c[0], "daemon back")
+	crowd.goesOn(t, 50)
+	c[1].must("pmgcm", "undrain")
+	c[0].die()
+	moves(c[1], "no power")
+	crowd.goesOn(t, 50)
+	crowd.end()
+	c[0].must("ip", "link", "set", "eth0", "up")
+	c[0].must("ip", "addr", "del", vip+"/16", "dev", "eth0")
+	c[0].start()
+	crowd.arrives(t, c, now, later)
+}
+
+// letProxy makes the cluster take PROXY headers of a balancer, as the guide says.
+func letProxy(t *testing.T, n, balancer *node) {
+	t.Helper()
+	line := documented(t, "mailproxy setting set proxy_from 192.0.2.20")
+	line[len(line)-1] = balancer.address
+	n.must(line[0], line[1:]...)
 }
 
 // messages is how many messages a node has taken since it started.
 func (n *node) messages() int {
+	n.t.Helper()
+	return n.metric(`(?m)^mailproxy_smtp_messages_total (\d+)$`)
+}
+
+// metric gives the number that a pattern finds in a node's metrics.
+func (n *node) metric(pattern string) int {
 	n.t.Helper()
 	resp, err := http.Get("http://" + net.JoinHostPort(n.address, webPort) + "/metrics")
 	n.done(err)
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	n.done(err)
-	m := regexp.MustCompile(`(?m)^mailproxy_smtp_messages_total (\d+)$`).FindSubmatch(text)
+	m := regexp.MustCompile(pattern).FindSubmatch(text)
 	if m == nil {
-		n.t.Fatalf("%s has no such metric", n.name)
+		n.t.Fatalf("%s has no metric %s", n.name, pattern)
 	}
 	count, err := strconv.Atoi(string(m[1]))
 	n.done(err)
