@@ -91,9 +91,9 @@ func (d *DB) push(ctx context.Context, p *Peer, whole bool, progress Progress) (
 			}
 		}
 		s := sending{tx: tx, peer: p, here: here, there: there, stats: &stats, progress: progress, large: d.large, part: d.part, whole: whole}
-		if ok, err := s.canDelta(ctx); err != nil {
+		if ok, err := s.wantsDelta(ctx); err != nil {
 			return err
-		} else if ok && !whole {
+		} else if ok {
 			if err := s.delta(ctx); !errors.Is(mapError(err), ErrDrift) {
 				return err
 			}
@@ -195,11 +195,37 @@ type sending struct {
 	parts bool      // others came before it, and the peer keeps what they brought
 }
 
-func (s *sending) canDelta(ctx context.Context) (bool, error) {
+// deltaShare is of how many rows of a large table one at most is sent by what history says; of more the table itself is looked at, which
+// is sent as it lies there, and goes on where a push broke.
+const deltaShare = 8
+
+// wantsDelta says whether what commits since the peer's position touched is known, and is the least to send.
+func (s *sending) wantsDelta(ctx context.Context) (bool, error) {
+	if s.whole {
+		return false, nil
+	}
 	var ok bool
 	p := s.there.Position
 	err := s.tx.QueryRow(ctx, "SELECT node.can_delta($1, $2, $3)", p.Epoch.N, p.Epoch.Owner, p.Serial).Scan(&ok)
-	return ok, err
+	if err != nil || !ok {
+		return false, err
+	}
+	var touched map[string]int64
+	err = s.tx.QueryRow(ctx, `SELECT coalesce(jsonb_object_agg(tab, n), '{}') FROM (SELECT tab, count(*) AS n FROM config.change
+		WHERE serial > $1 GROUP BY tab HAVING count(*) >= $2) t`, p.Serial, s.large).Scan(&touched)
+	if err != nil || len(touched) == 0 {
+		return err == nil, err
+	}
+	var sums map[string]string
+	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&sums); err != nil {
+		return false, err
+	}
+	for t, n := range touched {
+		if n*deltaShare > rowsOf(sums[t]) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // delta sends what commits since the peer's position touched.

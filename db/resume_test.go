@@ -392,3 +392,28 @@ func TestTwoPushesDoNotFillOneTable(t *testing.T) {
 		t.Error("who has pushed is in the way still")
 	}
 }
+
+// A commit of many rows to a slave that is in sync goes on after a break, too.
+func TestAPushOfALargeCommitGoesOnWhereItWas(t *testing.T) {
+	c := cluster(t, 2)
+	push(t, c[0], c[1])
+	for _, x := range c {
+		x.SetPart(time.Millisecond)
+	}
+	c[0].sql(t, "INSERT INTO config.domain (name, comment) SELECT 'd' || i || '.test', md5(i::text) FROM generate_series(1, 40000) i")
+	broken(t, c[0], c[1], 3<<20)
+	had := kept(t, c[1])
+	s := push(t, c[0], c[1])
+	if s.Resumed == 0 || s.Journalled != 0 || c[1].state(t).Position != c[0].state(t).Position {
+		t.Errorf("%d rows were kept, and then %+v", had, s)
+	}
+	// Of a large table a few rows are sent by what history says.
+	c[0].sql(t, "UPDATE config.domain SET comment = 'x' WHERE name LIKE 'd1%'")
+	if s := push(t, c[0], c[1]); !s.Full {
+		t.Errorf("a quarter of a table: %+v", s)
+	}
+	c[0].sql(t, "UPDATE config.domain SET comment = 'y' WHERE name LIKE 'd11%'")
+	if s := push(t, c[0], c[1]); s.Full || c[1].state(t).Position != c[0].state(t).Position {
+		t.Errorf("a part of a table: %+v", s)
+	}
+}
