@@ -35,7 +35,7 @@ const (
 	lingerBytes  = 1 << 20         // octets read and dropped meanwhile
 )
 
-// A conn is one session: the net.Conn that go-smtp talks to, and the door to the wire. All of it belongs to go-smtp's goroutine of
+// A conn is one session: the net.Conn that go-smtp talks to, and the door to the wire. All of it belongs to the one goroutine of
 // this session, but base, which is for deadlines and closing from outside.
 type conn struct {
 	server *Server
@@ -64,6 +64,8 @@ type conn struct {
 
 	phase  phase
 	handed []byte      // what go-smtp has still to read
+	behind []byte      // what it has to read behind that
+	unsaid int         // replies of go-smtp's that the client has had already
 	wrote  []byte      // a line of go-smtp's that is not complete
 	answer *mail.Reply // what go-smtp's next positive reply, or the session's refusal, becomes on the wire
 	linger bool        // the client may be sending still
@@ -102,6 +104,9 @@ func (c *conn) is(client netip.Addr, rules *filter.Ruleset) {
 
 // Read gives go-smtp its next line.
 func (c *conn) Read(p []byte) (int, error) {
+	if len(c.handed) == 0 {
+		c.handed, c.behind = c.behind, nil
+	}
 	if len(c.handed) == 0 {
 		switch c.phase {
 		case phaseEnded:
@@ -151,6 +156,10 @@ func (c *conn) answered(code int) {
 	if c.phase == phaseEnded {
 		return
 	}
+	if c.unsaid > 0 {
+		c.unsaid--
+		return
+	}
 	if code == replyStart.Code && c.answer == nil { // go-smtp's own, for DATA
 		c.phase = phaseBody
 		c.put(replyStart)
@@ -159,8 +168,6 @@ func (c *conn) answered(code int) {
 	reply := c.answer
 	c.answer = nil
 	switch {
-	case c.phase == phaseGreeting && code == 220:
-		c.put(c.greeting())
 	case reply != nil && reply.Code == code:
 		c.put(reply)
 	default:

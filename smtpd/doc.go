@@ -1,9 +1,10 @@
 // Package smtpd receives mail over SMTP (RFC 5321) and delivers each message inside its client's transaction, or spools it.
 //
-// The walk of a session, all in one goroutine:
+// The walk of a session, all in one goroutine at a time:
 //
 //  1. The listener, which is for mail from the Internet, from our networks, or both (Purpose), accepts, counts sessions and
-//     connections by its limits (limit.go; 421 where there are too many), and hands a conn to go-smtp. From a balancer a PROXY header
+//     connections by its limits (limit.go; 421 where there are too many), and makes a conn. Up to the first MAIL
+//     that answers by itself (early.go); then go-smtp is given it, in another goroutine. From a balancer a PROXY header
 //     comes first, which says who the client is (proxy.go), and a listed host may say so by XCLIENT (xclient.go): limits, networks,
 //     log and Received go by that. Its name is looked up meanwhile (names.go).
 //  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax

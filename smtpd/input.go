@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	leastInput = 512      // octets, to begin with
 	smallInput = 4 << 10  // octets, while commands are read
 	bigInput   = 64 << 10 // octets, while a message is read
 
@@ -45,7 +46,10 @@ func (in *input) take(n int) {
 // free gives where to read to; empty when the buffer is full.
 func (in *input) free() []byte {
 	if in.buf == nil {
-		in.buf = make([]byte, smallInput)
+		in.buf = make([]byte, leastInput)
+	}
+	if in.r == 0 && in.w == len(in.buf) && in.w < smallInput {
+		in.buf = append(make([]byte, 0, smallInput), in.buf...)[:smallInput]
 	}
 	if in.r > 0 && in.w == len(in.buf) {
 		in.w = copy(in.buf, in.buf[in.r:in.w])

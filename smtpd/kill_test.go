@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	if point := os.Getenv(killVar); point != "" {
 		serveUntilKilled(point, os.Args[1], os.Args[2], os.Args[3])
 	}
+	if addr := os.Getenv(idleVar); addr != "" {
+		openIdleSessions(addr, os.Args[1])
+	}
 	os.Exit(m.Run())
 }
 

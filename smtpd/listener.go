@@ -1,10 +1,11 @@
 package smtpd
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"mailproxy/config"
@@ -34,36 +35,71 @@ type Kind struct {
 	TLS bool
 }
 
-// A listener accepts for go-smtp. Sessions over a limit are answered and closed here, before they cost a goroutine.
+// A listener is one that a Server serves.
 type listener struct {
 	net.Listener
-	server *Server
 	kind   Kind
-	closed atomic.Bool
+	closed chan struct{}
 	once   sync.Once
 	err    error
-}
-
-// Accept gives the next session that is admitted.
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		raw, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if c := l.server.admit(raw, l.kind); c != nil {
-			return c, nil
-		}
-	}
 }
 
 // Close stops accepting; again it does nothing.
 func (l *listener) Close() error {
 	l.once.Do(func() {
-		l.closed.Store(true)
+		close(l.closed)
 		l.err = l.Listener.Close()
 	})
 	return l.err
+}
+
+// wasClosed says whether Close was called.
+func (l *listener) wasClosed() bool {
+	select {
+	case <-l.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// acceptPause is how long accepting rests where the system has no room for one more connection.
+const acceptPause = 100 * time.Millisecond
+
+// accept begins a session for each connection that is admitted. Those over a limit are answered and closed here, before they cost a
+// goroutine. It ends with the listener, whose error it gives unless that was closed.
+func (s *Server) accept(l *listener) error {
+	for {
+		raw, err := l.Listener.Accept()
+		switch {
+		case err == nil:
+			if c := s.admit(raw, l.kind); c != nil {
+				go s.begin(c) // waited for by its place in the registry
+			}
+		case l.wasClosed():
+			return nil
+		case isShortage(err):
+			s.log.Error().Err(err).Msg("session.error")
+			rest := time.NewTimer(acceptPause)
+			select {
+			case <-rest.C:
+			case <-l.closed:
+				rest.Stop()
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// isShortage says whether accepting may go well later.
+func isShortage(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EAGAIN, syscall.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // clientKey is what sessions are counted by: an IPv4 address, or one /64 of IPv6.

@@ -3,10 +3,18 @@ package smtpd
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"mailproxy/config"
+	"mailproxy/filter"
 )
 
 // dialKind opens a listener of a kind and connects to it.
@@ -108,5 +116,69 @@ func TestAPortForTLSSaysNothingInClear(t *testing.T) {
 	over := g.dialKind(Kind{TLS: true})
 	if got := over.read(); strings.Contains(got, "421") {
 		t.Errorf("in clear: %q", got)
+	}
+}
+
+// shortListener finds no room for its first connection.
+type shortListener struct {
+	net.Listener
+	short atomic.Bool
+}
+
+func (l *shortListener) Accept() (net.Conn, error) {
+	if l.short.CompareAndSwap(false, true) {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+func TestAcceptingGoesOnWhereThereWasNoRoom(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	l := &shortListener{Listener: g.listen()}
+	g.serve(l)
+	dialTo(t, l.Addr().String()).want("220")
+	if !l.short.Load() || !strings.Contains(g.log.String(), "too many open files") {
+		t.Error("it was not short, or says nothing")
+	}
+}
+
+func TestAPanicEndsItsSessionAlone(t *testing.T) {
+	rules, err := filter.Compile(snapshot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var broken atomic.Bool
+	g := newRig(t, snapshot(), func(o *Options) {
+		o.Rules = func() *filter.Ruleset {
+			if broken.Load() {
+				panic("broken")
+			}
+			return rules
+		}
+	})
+	other, p, q := g.hello(), g.dial(), g.hello()
+	p.want("220")
+	broken.Store(true)
+	p.ask("EHLO client.test", "421 4.3.0") // before go-smtp has it, and after
+	p.wantEnd()
+	q.ask("MAIL FROM:<a@b.test>", "421 4.3.0")
+	q.wantEnd()
+	broken.Store(false)
+	other.ask("MAIL FROM:<a@b.test>", "250")
+	waitFor(t, "the sessions have ended", func() bool { return g.server.Stats().Open == 1 })
+}
+
+func TestASessionThatIsHandedOverAtTheEndIsClosed(t *testing.T) {
+	g := newRig(t, snapshot(), nil)
+	near, far := net.Pipe()
+	h := newHandoff()
+	_ = h.Close()
+	h.give(newConn(g.server, near, Kind{}, g.rules.Load()))
+	_ = far.SetReadDeadline(time.Now().Add(patience))
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := h.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept: %v", err)
 	}
 }

@@ -59,11 +59,14 @@ type Server struct {
 	kill   context.CancelFunc
 
 	sessions registry
+	handoff  *handoff
+	engine   sync.WaitGroup // go-smtp's loop, from the first Serve to Close
+	start    sync.Once
 }
 
 // New makes a Server. It starts nothing.
 func New(o Options) *Server {
-	s := &Server{o: o, log: o.Log}
+	s := &Server{o: o, log: o.Log, handoff: newHandoff()}
 	if s.o.Hostname == "" {
 		s.o.Hostname = "localhost"
 	}
@@ -85,19 +88,21 @@ func New(o Options) *Server {
 // Serve accepts sessions of a kind on l until ctx ends or the server is drained or closed, and closes l. Sessions go on after it has
 // returned: Drain or Close end them. The error is the listener's.
 func (s *Server) Serve(ctx context.Context, l net.Listener, kind Kind) error {
-	wrapped := &listener{Listener: l, server: s, kind: kind}
-	if !s.sessions.addListener(wrapped) {
+	wrapped := &listener{Listener: l, kind: kind, closed: make(chan struct{})}
+	if !s.sessions.addListener(wrapped, s.startEngine) {
 		return l.Close()
 	}
 	defer s.sessions.removeListener(wrapped)
 	stop := context.AfterFunc(ctx, func() { _ = wrapped.Close() })
 	defer stop()
-	err := s.smtp.Serve(wrapped)
+	err := s.accept(wrapped)
 	_ = wrapped.Close()
-	if wrapped.closed.Load() && (err == nil || errors.Is(err, net.ErrClosed)) {
-		return nil
-	}
 	return err
+}
+
+// startEngine lets go-smtp take sessions from the handoff.
+func (s *Server) startEngine() {
+	s.start.Do(func() { s.engine.Go(func() { _ = s.smtp.Serve(s.handoff) }) })
 }
 
 // Drain stops accepting, says 421 4.3.2 to sessions that wait for a command, lets transactions that are past DATA finish, and
@@ -126,6 +131,11 @@ func (s *Server) Close() {
 	s.names.stop()
 	bound, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
+	defer s.engine.Wait() // its listener is closed
+	select {
+	case <-s.sessions.empty():
+	case <-bound.Done():
+	}
 	if !errors.Is(s.smtp.Shutdown(bound), context.DeadlineExceeded) {
 		return
 	}
@@ -158,12 +168,14 @@ type registry struct {
 	isClosed  bool          // drained is closed
 }
 
-func (r *registry) addListener(l *listener) bool {
+// addListener takes a listener in, and runs start, where the server was not drained or closed.
+func (r *registry) addListener(l *listener, start func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.draining.Load() {
 		return false
 	}
+	start()
 	if r.listeners == nil {
 		r.listeners = make(map[*listener]struct{})
 	}

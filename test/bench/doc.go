@@ -16,7 +16,7 @@
 //  5. cluster.full_sync_1m: a table of 1,000,000 rows and a node that joins, the same as a merge where one row of a hundred differs, and one row
 //     that changes; beside pg_dump and psql, which copy the same rows through the same tunnel into the same indexed table, without triggers.
 //     A reader at the slave says how long it had to wait at most.
-//  6. memory: an idle node without PostgreSQL, and what 1,000 idle sessions add; the most it has while 200 sessions send 10 MB each.
+//  6. memory: an idle node without PostgreSQL, and what each of 9,000 idle sessions adds; the most it has while 200 sessions send 10 MB each.
 //
 // All parts are real, live in one temporary directory and on 127.0.0.0/8, and are ended by their process IDs. Nothing is estimated:
 // what cannot be measured is named, and the command ends with exit code 1.
