@@ -23,7 +23,7 @@ type TLSSender struct {
 
 // KeySecret is the name of the secret that has the private key; empty where Key names none.
 func (c *Certificate) KeySecret() string {
-	name, ok := strings.CutPrefix(c.Key, "secret:")
+	name, ok := strings.CutPrefix(c.Key, secretPrefix)
 	if !ok {
 		return ""
 	}

@@ -112,11 +112,16 @@ func (t *Transport) PasswordSecret() string {
 	return name
 }
 
-// Secrets gives the names of the secrets that transports refer to, sorted, each once.
+// Secrets gives the names of the secrets that transports and certificates refer to, sorted, each once.
 func (s *Snapshot) Secrets() []string {
 	var names []string
 	for i := range s.Transports {
 		if name := s.Transports[i].PasswordSecret(); name != "" {
+			names = append(names, name)
+		}
+	}
+	for i := range s.Certificates {
+		if name := s.Certificates[i].KeySecret(); name != "" {
 			names = append(names, name)
 		}
 	}

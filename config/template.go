@@ -28,7 +28,7 @@ func (l *Local) Text() []byte {
 	line("")
 	line("[smtp]")
 	line("# Takes mail from the Internet to our domains: host:port of each listener; without a host, all addresses of this machine.")
-	line("# TLS offers the key and certificates in tls/smtp.pem below state_dir; one that is self-signed is made there.")
+	line("# TLS offers what `mailproxy tls` says; without it, tls/smtp.pem below state_dir, where one that is self-signed is made.")
 	line("listen = %s", list(l.SMTP.Listen))
 	line("# The same with TLS from the first octet on.")
 	optionalList(&b, "tls_listen", l.SMTP.TLSListen, ":465")

@@ -80,7 +80,8 @@ func mayCarry(args []string) bool {
 		return args[1] != "recipients" || len(args) < 3 || args[2] != "import" ||
 			len(args) >= 5 && args[4] == "-" && (len(args) == 5 || len(args) == 6 && args[5] == "--empty")
 	case "tls":
-		return args[1] == "sender"
+		return args[1] == "sender" || args[1] == "remove" ||
+			args[1] == "add" && len(args) == 5 && !strings.HasPrefix(args[2], "-") && slices.Equal(args[3:], []string{"--cert", "-"})
 	case "transport", "network", "setting":
 		return true
 	case "secret":

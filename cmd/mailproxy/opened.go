@@ -17,7 +17,7 @@ import (
 	"mailproxy/tunnel"
 )
 
-// An opened is the secrets that the mail path logs in with, open in memory. In its file they lie sealed, as in the database, so that mail
+// An opened is the secrets that the mail path logs in with and the keys of its certificates, open in memory. In its file they lie sealed, as in the database, so that mail
 // flows with PostgreSQL down, also across a restart: what the file holds tells nothing without the node's key.
 type opened struct {
 	file   string
@@ -63,7 +63,7 @@ func (o *opened) start() error {
 	return err
 }
 
-// openSecrets opens what transports refer to, as the database has it now. What is there and does not open stays what it was.
+// openSecrets opens what transports and certificates refer to, as the database has it now. What is there and does not open stays what it was.
 func (c *configuration) openSecrets(ctx context.Context, s *config.Snapshot) {
 	values, box, err := c.db.OpenSecrets(ctx, s.Secrets())
 	if err != nil {

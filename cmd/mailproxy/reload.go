@@ -78,6 +78,9 @@ type configuration struct {
 	unreadable    []string
 	unreadableErr error
 	opened        opened
+
+	// certificates shows those of the configuration that is in force; nil where no mail is taken here.
+	certificates *certificates
 }
 
 func newConfiguration(file string, d *db.DB, log zerolog.Logger) *configuration {
@@ -262,6 +265,17 @@ func (c *configuration) trySecrets(ctx context.Context) {
 	if s := c.loaded.Load(); s != nil {
 		c.openSecrets(ctx, s)
 	}
+	c.showCertificates()
+}
+
+// showCertificates lets TLS show the certificates that are in force.
+func (c *configuration) showCertificates() {
+	c.mu.Lock()
+	s := c.good
+	c.mu.Unlock()
+	if c.certificates != nil && s != nil {
+		c.certificates.use(s.Certificates, c.secret)
+	}
 }
 
 func (c *configuration) reread(ctx context.Context) {
@@ -429,6 +443,9 @@ func (c *configuration) problems() []cluster.Problem {
 				"where no node opens them, `mailproxy secret remove NAME` and `mailproxy secret set NAME` for each"
 		}
 		all = append(all, p)
+	}
+	if c.certificates != nil {
+		all = append(all, c.certificates.problems(time.Now())...)
 	}
 	return append(all, c.missingLocked()...)
 }

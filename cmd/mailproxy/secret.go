@@ -28,7 +28,7 @@ func secretCommand() *cli.Command {
 				Description: "Without --file the value is asked for twice on the terminal, and not shown. It is never an argument. " +
 					"Example: mailproxy secret set smtp-password"},
 			{Name: "remove", Usage: "forget secrets", ArgsUsage: "NAME...", Action: onMaster(secretRemove),
-				Description: "Refused while a transport logs in with it. What was removed is in no history; a backup from before still has it."},
+				Description: "Refused while a transport logs in with it, and for the key of a certificate. What was removed is in no history; a backup from before still has it."},
 			{Name: "list", Usage: "show which secrets there are", Flags: []cli.Flag{jsonFlag()}, Action: secretList,
 				Description: "One line each, by name, without the value. STATE is sealed where this node can open it, clear where a version before " +
 					"this one has stored it (setting any secret seals it), or unreadable, with the reason."},
@@ -125,6 +125,9 @@ func secretRemove(c *cli.Context) error {
 			if user := secretUser(now, name); user != "" {
 				return withHint(fmt.Errorf("secret %s: transport %s logs in with it", name, user), "mailproxy transport set %s --user ''", user)
 			}
+			if user := keyUser(now, name); user != "" {
+				return withHint(fmt.Errorf("secret %s: it is the key of the certificate %s", name, user), "mailproxy tls remove %s", user)
+			}
 			err := tx.DeleteSecret(ctx, name)
 			if errors.Is(err, db.ErrNoSuch) {
 				return noSuch("secret", name)
@@ -146,6 +149,16 @@ func secretUser(s *config.Snapshot, name string) string {
 	for i := range s.Transports {
 		if s.Transports[i].PasswordSecret() == name {
 			return s.Transports[i].Name
+		}
+	}
+	return ""
+}
+
+// keyUser is a certificate whose key a secret is; empty where there is none.
+func keyUser(s *config.Snapshot, name string) string {
+	for i := range s.Certificates {
+		if s.Certificates[i].KeySecret() == name {
+			return s.Certificates[i].Name
 		}
 	}
 	return ""

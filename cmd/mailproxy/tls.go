@@ -26,26 +26,21 @@ const selfSignedLife = 10 * 365 * 24 * time.Hour
 func tlsDir(l *config.Local) string  { return filepath.Join(l.StateDir, "tls") }
 func tlsFile(l *config.Local) string { return filepath.Join(tlsDir(l), "smtp.pem") }
 
-// smtpTLS gives what STARTTLS offers: the key and certificate in state_dir/tls/smtp.pem, which are made there, self-signed, where
+// fileCertificate gives what TLS offers where the configuration has no certificate: the key and certificate in state_dir/tls/smtp.pem, which are made there, self-signed, where
 // there are none, where they belong to another name, or where their time is nearly over. Someone else's certificate in that file
 // is used as it is.
-func smtpTLS(l *config.Local, now time.Time) (*tls.Config, error) {
+func fileCertificate(l *config.Local, now time.Time) (tls.Certificate, error) {
 	cert, err := tls.LoadX509KeyPair(tlsFile(l), tlsFile(l))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && ownAndOld(cert.Leaf, l.Name, now) {
 		if err := makeCertificate(l, now); err != nil {
-			return nil, fmt.Errorf("make a certificate for STARTTLS: %w", err)
+			return cert, fmt.Errorf("make a certificate for STARTTLS: %w", err)
 		}
 		cert, err = tls.LoadX509KeyPair(tlsFile(l), tlsFile(l))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate for STARTTLS: %w", err)
+		return cert, fmt.Errorf("read the certificate for STARTTLS: %w", err)
 	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		MinVersion:   tls.VersionTLS12,
-		// Session tickets lose mail from Microsoft (golang/go#70232).
-		SessionTicketsDisabled: true,
-	}, nil
+	return cert, nil
 }
 
 func ownAndOld(leaf *x509.Certificate, name string, now time.Time) bool {

@@ -12,31 +12,31 @@ import (
 func TestTheCertificateIsMadeOnceAndKept(t *testing.T) {
 	l := &config.Local{Name: "mx.test", StateDir: t.TempDir()}
 	now := time.Now()
-	first, err := smtpTLS(l, now)
+	first, err := fileCertificate(l, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := first.Certificates[0].Leaf
+	leaf := first.Leaf
 	if leaf.VerifyHostname("mx.test") != nil || now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
 		t.Errorf("certificate for %v from %v to %v", leaf.DNSNames, leaf.NotBefore, leaf.NotAfter)
 	}
-	if first.MinVersion != tls.VersionTLS12 || !first.SessionTicketsDisabled {
-		t.Errorf("TLS %+v", first)
+	if c := new(certificates).tlsConfig(); c.MinVersion != tls.VersionTLS12 || !c.SessionTicketsDisabled {
+		t.Errorf("TLS %+v", c)
 	}
 	info, err := os.Stat(tlsFile(l))
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	second, err := smtpTLS(l, now.Add(time.Hour))
-	if err != nil || !second.Certificates[0].Leaf.Equal(leaf) {
+	second, err := fileCertificate(l, now.Add(time.Hour))
+	if err != nil || !second.Leaf.Equal(leaf) {
 		t.Errorf("made anew within an hour: %v", err)
 	}
 	for name, change := range map[string]func() time.Time{
 		"its time is nearly over": func() time.Time { return leaf.NotAfter.Add(-24 * time.Hour) },
 		"the node has a new name": func() time.Time { l.Name = "other.test"; return now },
 	} {
-		renewed, err := smtpTLS(l, change())
-		if err != nil || renewed.Certificates[0].Leaf.Equal(leaf) || renewed.Certificates[0].Leaf.VerifyHostname(l.Name) != nil {
+		renewed, err := fileCertificate(l, change())
+		if err != nil || renewed.Leaf.Equal(leaf) || renewed.Leaf.VerifyHostname(l.Name) != nil {
 			t.Errorf("%s: not made anew: %v", name, err)
 		}
 	}
@@ -45,7 +45,7 @@ func TestTheCertificateIsMadeOnceAndKept(t *testing.T) {
 func TestSomeoneElsesCertificateIsUsedAsItIs(t *testing.T) {
 	l := &config.Local{Name: "mx.test", StateDir: t.TempDir()}
 	now := time.Now()
-	if _, err := smtpTLS(l, now); err != nil {
+	if _, err := fileCertificate(l, now); err != nil {
 		t.Fatal(err)
 	}
 	l.Name = "other.test" // as if it had been put there: not ours by its mark
@@ -61,7 +61,7 @@ func TestSomeoneElsesCertificateIsUsedAsItIs(t *testing.T) {
 	if err := os.WriteFile(tlsFile(l), append([]byte("broken\n"), text[:20]...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := smtpTLS(l, now); err == nil {
+	if _, err := fileCertificate(l, now); err == nil {
 		t.Error("a broken file is passed over in silence")
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -48,7 +47,6 @@ type daemon struct {
 	smtpd *smtpd.Server // nil where smtp does not run here
 	web   *web.Server
 	drain *drainer
-	tls   *tls.Config
 }
 
 // build makes what needs neither the disk nor the network: the cluster's side, from the database up.
@@ -135,11 +133,14 @@ func (d *daemon) open() error {
 		return err
 	}
 	if len(d.doors.smtp) > 0 {
-		if d.tls, err = smtpTLS(d.local, time.Now()); err != nil {
+		file, err := fileCertificate(d.local, time.Now())
+		if err != nil {
 			return err
 		}
+		d.config.certificates = &certificates{name: d.local.Name, file: file, log: d.log}
+		d.config.showCertificates()
 		d.smtpd = smtpd.New(smtpd.Options{
-			Hostname: d.local.Name, Rules: d.config.rules.Load, Relay: d.relay, Queue: d.queue, TLS: d.tls,
+			Hostname: d.local.Name, Rules: d.config.rules.Load, Relay: d.relay, Queue: d.queue, TLS: d.config.certificates.tlsConfig(),
 			TempDir: tempDir(d.local), MinFree: spoolReserve, Log: d.log,
 		})
 	}
