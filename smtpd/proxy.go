@@ -32,7 +32,9 @@ func (c *conn) proxied() bool {
 		addr, err = readProxyHeader(c.base)
 	}
 	if err != nil {
-		c.log.Info().Stringer("balancer", c.client).Err(err).Msg("session.proxy_refused")
+		if n := c.server.headless.met(time.Now()); n > 0 { // a check that only connects comes every second
+			c.log.Warn().Stringer("balancer", c.client).Uint64("count", n).Err(err).Msg("session.proxy_refused")
+		}
 		c.hangUp()
 		return false
 	}

@@ -226,6 +226,9 @@ func TestABalancerWithoutAHeaderIsNotServed(t *testing.T) {
 		}
 	}
 	waitFor(t, "they have ended", func() bool { return g.server.Stats().Open == 0 })
+	if n := strings.Count(g.log.String(), `"message":"session.proxy_refused"`); n != 1 {
+		t.Errorf("%d lines in the log", n)
+	}
 	// Who sends on behind the header has not waited for the greeting.
 	p := g.dial()
 	p.send("PROXY TCP4 192.0.2.77 198.51.100.1 4096 25\r\nEHLO client.test\r\n")

@@ -51,9 +51,10 @@ type Server struct {
 	tls   *tls.Config
 	count counters
 
-	names  names
-	limits [limitCount]limitLog
-	rates  [sides]rates
+	names    names
+	limits   [limitCount]limitLog
+	headless limitLog // balancers' connections without a PROXY header
+	rates    [sides]rates
 
 	killed context.Context // ended by Close: transactions before their dot are dropped
 	kill   context.CancelFunc

@@ -436,6 +436,23 @@ func TestInternationalizedAddresses(t *testing.T) {
 	}
 }
 
+func TestBothFormsOfADomainGoToOneNextHop(t *testing.T) {
+	s := &config.Snapshot{Domains: []config.Domain{{Name: "xn--bcher-kva.test", Transport: "way"}}, Transports: []config.Transport{{Name: "way"}}}
+	g := newRig(t, s, nil)
+	c := newConn(g.server, nopConn{}, Kind{}, g.rules.Load())
+	c.tx = &transaction{rules: g.rules.Load(), settings: g.rules.Load().Settings()}
+	for _, domain := range []string{"b\u00fccher.test", "xn--bcher-kva.test"} {
+		to, hop, refused := c.recipient(mail.Path{Local: "postmaster", Domain: domain}) // whom no next hop is asked about
+		if refused != nil || to.Domain != domain {
+			t.Fatal(to, refused)
+		}
+		c.tx.envelope.ForwardPaths, c.tx.hops = append(c.tx.envelope.ForwardPaths, to), append(c.tx.hops, hop)
+	}
+	if now, _ := c.tx.groups(); len(now) != 1 || len(now[0].recipients) != 2 {
+		t.Errorf("%d next hops", len(now))
+	}
+}
+
 type countingListener struct {
 	net.Listener
 	writes atomic.Int32
