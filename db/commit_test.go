@@ -135,7 +135,7 @@ func TestLoadGivesEverythingInOrder(t *testing.T) {
 		t.Errorf("revoked %+v", s.Revoked)
 	}
 	got := fmt.Sprint(s.CAs, s.Settings, s.Networks, s.Transports, s.Domains)
-	want := "[{f k 2 2026-01-02 03:04:05.000006 +0000 UTC}] [{a 2} {b 1}] [{10.0.0.0/8 } {2001:db8::/32 six}] [{t [a:25 b:25]  verify    1d12h} {u [c:25] round-robin encrypt  us secret:x proxy }] " +
+	want := "[{f k 2 2026-01-02 03:04:05.000006 +0000 UTC}] [{a 2} {b 1}] [{10.0.0.0/8 } {2001:db8::/32 six}] [{t [a:25 b:25]  verify    1d12h} {u [c:25] round-robin encrypt us secret:x proxy }] " +
 		"[{_.test  [] } {a.test  [h:25] } {z.test t [] }]"
 	if got != want {
 		t.Errorf("loaded\n%s, want\n%s", got, want)
