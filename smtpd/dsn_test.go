@@ -166,3 +166,18 @@ func TestARefusalAtDeliveryIsNotToldWhereThatIsNotWanted(t *testing.T) {
 		t.Errorf("%d items, %+v", n, g.queue.Stats())
 	}
 }
+
+// From outside, who was never verified is not reported: the queue keeps what was refused.
+func TestARefusalOfWhoWasNeverVerifiedIsKept(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	p := g.hello()
+	p.begin("x@one.test", "postmaster@one.test")
+	h.set("rcpt postmaster@one.test", "550 5.1.1 no such user")
+	p.send("body\r\n.\r\n")
+	p.want("250 2.0.0 taken")
+	e := envelopes(t, g)
+	if len(e) != 1 || e[0].ReversePath.IsNull() || joined(e[0].ForwardPaths) != "postmaster@one.test" || !e[0].Param(0).Unverified {
+		t.Errorf("spooled: %+v", e)
+	}
+}
