@@ -86,6 +86,7 @@ func FuzzCommand(f *testing.F) {
 	for _, s := range []string{
 		`FROM:<a@b.test> SIZE=3`, `FROM:<"a> X=Y <b"@c.test>`, `FROM: <>`, `from:<@a:b@c.test> BODY=8BITMIME SMTPUTF8`, `TO:<a@b.test> NOTIFY=NEVER`,
 		`TO:<"a> NOTIFY=NEVER <b"@c.test> ORCPT=rfc822;a+40b`, `to:<postmaster>`, "TO:<\u00fc@\u00fc.test>", "TO:<\"a\u009b\"@b.test>",
+		`FROM:<a@b.test> RET=FULL ENVID=a+2Bb`, `TO:<a@b.test> NOTIFY=DELAY,SUCCESS ORCPT=utf-8;\x{FC}@b.test`,
 	} {
 		f.Add(s)
 	}
@@ -106,8 +107,9 @@ func FuzzCommand(f *testing.F) {
 		if refused != nil || again.path != cmd.path {
 			t.Fatalf("%q gives %q, which gives %q, %v", s, cmd.path, again.path, refused)
 		}
-		if strings.ContainsFunc(written, unicode.IsControl) {
-			t.Fatalf("%q gives %q", s, written)
+		said := written + cmd.envID + cmd.params.Original
+		if strings.ContainsFunc(said, unicode.IsControl) {
+			t.Fatalf("%q gives %q", s, said)
 		}
 	})
 }
