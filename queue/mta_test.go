@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,8 +33,12 @@ type world struct {
 }
 
 func newWorld(t *testing.T, way config.Transport, roots *x509.CertPool) *world {
+	return newWorldWith(t, way, relay.Options{Hostname: "mx.test", RootCAs: roots})
+}
+
+func newWorldWith(t *testing.T, way config.Transport, options relay.Options) *world {
 	w := &world{dsns: mta.StartSink(t)}
-	client := relay.New(relay.Options{Hostname: "mx.test", RootCAs: roots})
+	client := relay.New(options)
 	t.Cleanup(client.Close)
 	way.Name = "under-test"
 	w.testQueue = openTest(t, t.TempDir(), func(o *Options) {
@@ -276,6 +281,85 @@ func TestRealServersAndTheirTLS(t *testing.T) {
 			m := behind.Messages(t)
 			if tt.sent == "" && len(m) != 0 || tt.sent != "" && (len(m) != 1 || !strings.Contains(m[0], " with "+tt.sent+" id ")) {
 				t.Errorf("the server has %q; log:\n%s", m, w.log.String())
+			}
+		})
+	}
+}
+
+// A login at a real server, inside TLS that is verified, by each of the two ways.
+func TestARealServerThatWantsALogin(t *testing.T) {
+	cert, key, roots := certificate(t, "localhost")
+	for _, way := range []string{"PLAIN", "LOGIN"} {
+		prompts := map[string]string{"PLAIN": ":", "LOGIN": "<| Username: | Password:"}[way]
+		user, password := map[string]string{"PLAIN": "$auth2", "LOGIN": "$auth1"}[way], map[string]string{"PLAIN": "$auth3", "LOGIN": "$auth2"}[way]
+		e := mta.StartEximWith(t, mta.EximRules{
+			Main: "tls_advertise_hosts = *\ntls_certificate = " + cert + "\ntls_privatekey = " + key + "\nauth_advertise_hosts = ${if eq{$tls_in_cipher}{}{}{*}}",
+			Rcpt: "  deny message = 5.7.1 log in first\n    !authenticated = *\n",
+			Rest: "begin authenticators\nown:\n  driver = plaintext\n  public_name = " + way + "\n  server_prompts = " + prompts +
+				"\n  server_condition = ${if and{{eq{" + user + "}{us@a.test}}{eq{" + password + "}{hunter2}}}}\n  server_set_id = " + user + "\n",
+		})
+		_, port, _ := net.SplitHostPort(e.Addr)
+		t.Run(way, func(t *testing.T) {
+			password := "wrong"
+			var mu sync.Mutex
+			w := newWorldWith(t, config.Transport{Hosts: []string{"localhost:" + port}, TLS: config.TLSVerify, User: "us@a.test", Password: "secret:smtp"},
+				relay.Options{Hostname: "mx.test", RootCAs: roots, Secret: func(string) ([]byte, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					return []byte(password), nil
+				}})
+			w.send(t, "hello", "hello", "x@b.test")
+			check(t, "open with a wrong password", w.quiet(t), "x: auth 451")
+			if i := w.List()[0]; !strings.Contains(i.LastReply, "535") {
+				t.Errorf("last reply %q", i.LastReply)
+			}
+			mu.Lock()
+			password = "hunter2"
+			mu.Unlock()
+			w.Flush()
+			check(t, "open with the right one", w.quiet(t))
+			if n := len(e.Messages(t)); n != 1 {
+				t.Errorf("%d messages taken", n)
+			}
+			if log := w.log.String(); strings.Contains(log, "hunter2") || strings.Contains(log, "aHVudGVyMg") {
+				t.Errorf("the password is in the log: %s", log)
+			}
+		})
+	}
+}
+
+// What Postfix logs and refuses by is the client that the message came from.
+func TestARealServerIsToldWhoTheClientIs(t *testing.T) {
+	for tell, setting := range map[config.Tell]string{
+		config.TellXClient: "smtpd_authorized_xclient_hosts = 127.0.0.0/8", config.TellProxy: "smtpd_upstream_proxy_protocol = haproxy",
+	} {
+		t.Run(string(tell), func(t *testing.T) {
+			behind := mta.StartSink(t)
+			p := mta.StartPostfix(t, behind.Addr, setting, "mynetworks = static:all", "inet_protocols = all",
+				"smtpd_client_restrictions = check_client_access inline:{ {192.0.2.66 = 554 5.7.1 not from there} }")
+			w := newWorld(t, config.Transport{Hosts: []string{p.Addr}, TLS: config.TLSNone, Tell: tell}, nil)
+			for to, client := range map[string]string{"good@b.test": "192.0.2.1", "six@b.test": "2001:db8::1", "bad@b.test": "192.0.2.66", "own@b.test": ""} {
+				d := draft("from@a.test", to)
+				if client != "" {
+					d.Envelope.Client, d.Envelope.Helo = netip.MustParseAddr(client), "client.example"
+				}
+				w.mustPut(t, false, d)
+			}
+			check(t, "open", w.quiet(t))
+			check(t, "DSNs", w.failures(t), "bad: 5.7.1")
+			p.AwaitEmpty(t)
+			text := strings.Join(behind.Messages(t), "\n")
+			wants := []string{"[192.0.2.1]", "[IPv6:2001:db8::1]", "[127.0.0.1]"}
+			if tell == config.TellXClient {
+				wants = append(wants, "from client.example (")
+			}
+			for _, want := range wants {
+				if !strings.Contains(text, want) {
+					t.Errorf("no %s in\n%s", want, text)
+				}
+			}
+			if n := len(behind.Messages(t)); n != 3 {
+				t.Errorf("%d messages taken", n)
 			}
 		})
 	}

@@ -58,8 +58,8 @@ func (c *conn) say(line string, code int) error {
 	return err
 }
 
-// xclient tells the hop who our client is, as Postfix has it (XCLIENT_README); the session begins anew with another EHLO. For a message
-// that was made here there is nobody to speak for.
+// xclient tells the hop who our client is, as Postfix has it (XCLIENT_README); the session begins anew with another EHLO, which is the
+// client's. For a message that was made here there is nobody to speak for.
 func (c *conn) xclient(o *Client) error {
 	if !c.hop.client.IsValid() {
 		return nil
@@ -69,9 +69,9 @@ func (c *conn) xclient(o *Client) error {
 	}
 	line := "XCLIENT"
 	for _, attribute := range []struct{ name, value string }{
-		{"NAME", "[UNAVAILABLE]"}, {"ADDR", xclientAddr(c.hop.client)}, {"PROTO", "ESMTP"}, {"HELO", xtext(c.hop.helo)},
+		{"NAME", "[UNAVAILABLE]"}, {"ADDR", xclientAddr(c.hop.client)}, {"PROTO", "ESMTP"},
 	} {
-		if attribute.value != "" && slices.Contains(c.caps.xclient, attribute.name) {
+		if slices.Contains(c.caps.xclient, attribute.name) {
 			line += " " + attribute.name + "=" + attribute.value
 		}
 	}
@@ -82,7 +82,17 @@ func (c *conn) xclient(o *Client) error {
 	if err != nil {
 		return err
 	}
+	if isPlainName(c.hop.helo) {
+		return c.ehlo(c.hop.helo)
+	}
 	return c.ehlo(o.hostname)
+}
+
+// isPlainName says whether a client's name can stand in a command as it is: a host name or an address literal.
+func isPlainName(s string) bool {
+	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(".-_:[]", r))
+	})
 }
 
 func xclientAddr(a netip.Addr) string {
@@ -90,23 +100,6 @@ func xclientAddr(a netip.Addr) string {
 		return a.String()
 	}
 	return "IPV6:" + a.WithZone("").String()
-}
-
-// xtext is a value as RFC 3461 §4 encodes it. One that is too long for a command is left out.
-func xtext(s string) string {
-	const hex = "0123456789ABCDEF"
-	if len(s) > 120 {
-		return ""
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; c <= ' ' || c > '~' || c == '+' || c == '=' {
-			b.Write([]byte{'+', hex[c>>4], hex[c&15]})
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }
 
 // proxySignature begins a header of the PROXY protocol, version 2 (HAProxy's proxy-protocol.txt §2.2).

@@ -25,7 +25,7 @@ type hop struct {
 
 	tell   config.Tell
 	client netip.Addr // who we speak for, where tell says so
-	helo   string     // what it said in EHLO, for XCLIENT
+	helo   string     // what it said in EHLO, with XCLIENT
 }
 
 // hopOf is the way to an address by a transport, for a message.

@@ -33,11 +33,13 @@ all:
 data:
 %[5]s
   accept
+%[6]s
 `
 
-// EximRules are what an instance does besides taking everything: Main are options, Rcpt and Data statements of the ACLs.
+// EximRules are what an instance does besides taking everything: Main are options, Rcpt and Data statements of the ACLs, Rest further
+// sections.
 type EximRules struct {
-	Main, Rcpt, Data string
+	Main, Rcpt, Data, Rest string
 }
 
 // An Exim is a private instance that takes mail for anybody and keeps it in its spool.
@@ -64,7 +66,7 @@ func StartEximWith(t testing.TB, rules EximRules) *Exim {
 		t.Fatal(err)
 	}
 	conf := filepath.Join(e.dir, "conf")
-	write(t, conf, fmt.Sprintf(eximConfig, e.dir, port, rules.Main, rules.Rcpt, rules.Data))
+	write(t, conf, fmt.Sprintf(eximConfig, e.dir, port, rules.Main, rules.Rcpt, rules.Data, rules.Rest))
 	Start(t, e.Addr, eximBinary, "-C", conf, "-bdf")
 	return e
 }
