@@ -27,7 +27,7 @@ type CheckResult struct {
 }
 
 // Health is the answer of GET /health. Status is "ok"; "degraded" where a check failed that is not critical (mail flows); or
-// "failed"; or "draining", where all is well and no mail is taken by an operator's wish. The last two are 503.
+// "failed"; or "draining", where all is well and no mail is taken by an operator's wish, or because the daemon is about to stop. The last two are 503.
 type Health struct {
 	Status  string        `json:"status"`
 	Node    string        `json:"node"`

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -77,6 +80,36 @@ func TestTheAgentSaysWhatTheNodeIsFitFor(t *testing.T) {
 	}
 	n.waitAgent(agent, "ready up 100%\n") // all sessions were told to go
 	n.stop()
+}
+
+// A daemon that stops waits for what is under way; balancers go elsewhere meanwhile.
+func TestTheAgentSaysDrainWhileTheDaemonStops(t *testing.T) {
+	agent := freePort(t)
+	n := newNode(t, "--agent-listen", agent)
+	n.start()
+	n.waitDatabase()
+	n.must("domain", "add", "example.test", "--to", freePort(t))
+	n.waitAgent(agent, "ready up 100%\n")
+	var s *smtpSession
+	eventually(t, func() error { // until the domain is known
+		s = n.dialSMTP()
+		s.want("EHLO c.test", "250 ")
+		s.want("MAIL FROM:<from@client.test>", "250 ")
+		if reply := s.want("RCPT TO:<to@example.test>", ""); !strings.HasPrefix(reply, "250 ") {
+			return errors.New(reply)
+		}
+		return nil
+	})
+	s.want("DATA", "354 ")
+	n.signal(syscall.SIGTERM)
+	n.waitAgent(agent, "drain up\n")
+	if out, errs, code := n.run("mailproxy", "lb", "check"); code != 1 || !strings.Contains(errs, "is drained") {
+		t.Errorf("lb check: exit code %d\n%s%s", code, out, errs)
+	}
+	s.want("Subject: x\r\n\r\nx\r\n.", "250 2.0.0 queued as")
+	if code := n.wait(); code != 0 {
+		t.Errorf("the daemon ends with %d", code)
+	}
 }
 
 // waitAgent waits until the agent listener says a line.

@@ -297,7 +297,7 @@ func lbCheck(c *cli.Context) error {
 		_, err = fmt.Fprintf(c.App.Writer, "%s takes mail\n", h.Node)
 		return err
 	case "draining":
-		return withHint(fmt.Errorf("%s is drained", h.Node), `"pmgcm undrain" puts it back into service`)
+		return withHint(fmt.Errorf("%s is drained, or about to stop", h.Node), `"pmgcm undrain" puts it back into service`)
 	}
 	var why []string
 	for _, r := range h.Checks {

@@ -59,6 +59,11 @@ frontend {{.Name}}
 backend {{.Name}}
 {{- if .TLS}}
 	default-server send-proxy-v2
+{{- else if eq .Name "internal"}}
+	# 554 5.7.1 is for the balancer itself, which is none of our networks.
+	option tcp-check
+	tcp-check expect rstring "^(220 |554 5\\.7\\.1 )"
+	default-server send-proxy-v2
 {{- else if .Mail}}
 	option smtpchk EHLO balancer
 	default-server send-proxy-v2

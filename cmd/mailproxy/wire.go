@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,6 +48,8 @@ type daemon struct {
 	smtpd *smtpd.Server // nil where smtp does not run here
 	web   *web.Server
 	drain *drainer
+	// stopping: the SMTP listeners are being closed.
+	stopping atomic.Bool
 }
 
 // build makes what needs neither the disk nor the network: the cluster's side, from the database up.
@@ -156,7 +159,7 @@ func (d *daemon) open() error {
 		Status:   func(ctx context.Context, verify bool) any { return d.node.Self(ctx, verify) },
 		Command:  d.runCommand,
 		Hops:     func() any { return d.relay.Hops() },
-		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.drain.On},
+		Drain:    web.Drain{Begin: d.drain.Begin, End: d.drain.End, On: d.takesNone},
 		Weight:   d.weight,
 		Master:   d.node.Master,
 		Peer:     d.peerSocket,
@@ -256,7 +259,11 @@ func (d *daemon) parts() []part {
 // drainBound is how long open sessions have to end.
 const drainBound = 30 * time.Second
 
+// takesNone says whether no new sessions are wanted: the node is drained, or about to stop.
+func (d *daemon) takesNone() bool { return d.drain.On() || d.stopping.Load() }
+
 func (d *daemon) serveSMTP(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { d.stopping.Store(true) })() // balancers hear of it while sessions end
 	g, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range d.doors.smtp {
 		g.Go(func() error { return d.smtpd.Serve(serveCtx, l, l.kind) })

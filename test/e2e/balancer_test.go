@@ -137,10 +137,10 @@ func (h *haproxy) servers(backend string) (map[string]proxied, error) {
 	}
 	all := map[string]proxied{}
 	for _, r := range rows[1:] {
-		if r[column["pxname"]] == backend && r[column["svname"]] != "BACKEND" {
+		if name := r[column["svname"]]; r[column["pxname"]] == backend && name != "BACKEND" && name != "FRONTEND" {
 			sessions, _ := strconv.Atoi(r[column["stot"]])
 			weight, _ := strconv.Atoi(r[column["weight"]])
-			all[r[column["svname"]]] = proxied{r[column["status"]], sessions, weight}
+			all[name] = proxied{r[column["status"]], sessions, weight}
 		}
 	}
 	if len(all) == 0 {
@@ -234,6 +234,25 @@ func TestScenarioBehindHAProxyNothingIsLost(t *testing.T) {
 	defer crowd.end()
 	h.gets(20, c...)
 
+	// The other ports.
+	c[0].must("mailproxy", "network", "add", lab.HubAddress)
+	for backend, answers := range map[string]func() error{
+		"internal": func() error { return says(net.JoinHostPort(balancer.address, "26"), "", "220 ") },
+		"web": func() error {
+			return says(net.JoinHostPort(balancer.address, webPort), "GET /health HTTP/1.0\r\n\r\n", "HTTP/1.0 200 ")
+		},
+	} {
+		c[0].eventually(func() error {
+			all, err := h.servers(backend)
+			for name, s := range all {
+				if err == nil && s.status != "UP" {
+					err = fmt.Errorf("%s of %s is %s", backend, name, s.status)
+				}
+			}
+			return errors.Join(err, answers())
+		})
+	}
+
 	// Drained, a node is out at once.
 	c[0].must("pmgcm", documented(t, "pmgcm drain 2")[1:]...)
 	outAfter := h.is(drained, "DRAIN")
@@ -273,6 +292,23 @@ func TestScenarioBehindHAProxyNothingIsLost(t *testing.T) {
 		}
 	}
 }
+
+// says gives nil where what answers at an address begins so.
+func says(address, line, want string) error {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	got := make([]byte, len(want))
+	err = errors.Join(c.SetDeadline(time.Now().Add(patience/2)), second(io.WriteString(c, line)), second(io.ReadFull(c, got)))
+	if err == nil && string(got) != want {
+		err = fmt.Errorf("%s says %q, want %q", address, got, want)
+	}
+	return err
+}
+
+func second(_ int, err error) error { return err }
 
 // newLater makes nodes and two domains, now.test whose next hop takes mail, and later.test whose next hop does not yet listen.
 func newLater(t *testing.T, more ...string) (c []*node, now, later sink) {
