@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/rs/zerolog"
 
@@ -56,7 +55,6 @@ func (c *conn) decide(message mail.Content) outcome {
 
 // A group is the recipients of one next hop, as indexes of the envelope's forward-paths.
 type group struct {
-	key string
 	nextHop
 	recipients []int
 }
@@ -69,18 +67,21 @@ func (tx *transaction) groups() (now []group, later []int) {
 			later = append(later, i)
 			continue
 		}
-		key := string(hop.transport.TLS) + " " + strings.Join(hop.transport.Hosts, " ")
-		if len(hop.transport.Hosts) == 0 {
-			key += "mx " + hop.domain
-		}
-		j := slices.IndexFunc(now, func(g group) bool { return g.key == key })
+		j := slices.IndexFunc(now, func(g group) bool { return g.isThat(&hop) })
 		if j < 0 {
-			now = append(now, group{key: key, nextHop: hop})
+			now = append(now, group{nextHop: hop})
 			j = len(now) - 1
 		}
 		now[j].recipients = append(now[j].recipients, i)
 	}
 	return now, later
+}
+
+// isThat says whether one transaction can be for both: they are the same hosts, spoken to in the same way.
+func (n *nextHop) isThat(other *nextHop) bool {
+	t, o := &n.transport, &other.transport
+	return t.TLS == o.TLS && t.Order == o.Order && t.User == o.User && t.Password == o.Password && t.Tell == o.Tell &&
+		slices.Equal(t.Hosts, o.Hosts) && (len(t.Hosts) > 0 || n.domain == other.domain)
 }
 
 // An answer is what a next hop said of one recipient.

@@ -400,3 +400,31 @@ func TestASessionThatCloseLeavesBehindTheDotIsNamed(t *testing.T) {
 	close(h.holdDot)
 	waitFor(t, "the session has ended", func() bool { return g.server.Stats().Open == 0 })
 }
+
+// One transaction is for those recipients alone who go the same way in everything: another login, or none, is another way.
+func TestOneTransactionIsForOneWay(t *testing.T) {
+	base := nextHop{domain: "a.test", ours: true, transport: config.Transport{Name: "one", Hosts: []string{"192.0.2.1:25"}, TLS: config.TLSMay}}
+	for name, c := range map[string]struct {
+		change func(*nextHop)
+		want   bool
+	}{
+		"another domain and name, the same hosts": {func(n *nextHop) { n.domain, n.transport.Name = "b.test", "two" }, true},
+		"other hosts":                {func(n *nextHop) { n.transport.Hosts = []string{"192.0.2.2:25"} }, false},
+		"another policy":             {func(n *nextHop) { n.transport.TLS = config.TLSEncrypt }, false},
+		"another order":              {func(n *nextHop) { n.transport.Order = config.OrderRoundRobin }, false},
+		"a login":                    {func(n *nextHop) { n.transport.User = "u" }, false},
+		"another password":           {func(n *nextHop) { n.transport.Password = "secret:p" }, false},
+		"told who the client is":     {func(n *nextHop) { n.transport.Tell = config.TellXClient }, false},
+		"MX records, another domain": {func(n *nextHop) { n.domain, n.transport.Hosts = "b.test", nil }, false},
+	} {
+		other := base
+		c.change(&other)
+		if got := base.isThat(&other); got != c.want {
+			t.Errorf("%s: one transaction for both: %v", name, got)
+		}
+	}
+	mx := nextHop{domain: "a.test", transport: config.Transport{Name: "mx"}}
+	if other := (nextHop{domain: "b.test", transport: mx.transport}); mx.isThat(&other) {
+		t.Error("two domains by their MX records are one")
+	}
+}
