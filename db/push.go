@@ -212,7 +212,7 @@ func (s *sending) wantsDelta(ctx context.Context) (bool, error) {
 	}
 	var touched map[string]int64
 	err = s.tx.QueryRow(ctx, `SELECT coalesce(jsonb_object_agg(tab, n), '{}') FROM (SELECT tab, count(*) AS n FROM config.change
-		WHERE serial > $1 GROUP BY tab HAVING count(*) >= $2) t`, p.Serial, s.large).Scan(&touched)
+		WHERE serial > $1 GROUP BY tab HAVING count(*) >= $2) t`, p.Serial, largeTable).Scan(&touched)
 	if err != nil || len(touched) == 0 {
 		return err == nil, err
 	}
