@@ -220,7 +220,7 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 		e = t.log.Warn()
 	}
 	e.Str("item", t.n.id).Stringer("forward_path", r.path).Str("transport", g.transport.Name).Str("hop", res.Hop).
-		Stringer("stage", res.Stage).Int("code", res.Reply.Code).Str("reply", res.Reply.String()).Int("attempt", t.n.attempts+1).
+		Stringer("stage", res.Stage).Str("reason", r.last.Class).Int("code", res.Reply.Code).Str("reply", res.Reply.String()).Int("attempt", t.n.attempts+1).
 		Int64("took_ms", took.Milliseconds()).AnErr("err", res.Reply.Cause).Msg("attempt.done")
 }
 

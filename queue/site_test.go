@@ -71,6 +71,20 @@ func TestTheWindowMovesByOneNthOfItself(t *testing.T) {
 	want("one at a time tells nothing of more", 10)
 }
 
+func TestAHopThatEndsWith421BearsLess(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	said := &mail.Reply{Code: 421, Text: "enough"}
+	ended := []relay.Result{{Reply: &mail.Reply{Code: 451, Text: "enough", Cause: said}}}
+	for range firstWindow {
+		g := &group{key: "key", slot: true}
+		q.slots["key"]++
+		q.feedback(g, ended, nil)
+	}
+	if s := q.sites["key"]; s.window != firstWindow-1 || s.out != nil || len(q.slots) != 0 {
+		t.Errorf("%+v, slots %v", s, q.slots)
+	}
+}
+
 func TestADeadHopIsLeftAloneAndLookedAtNowAndThen(t *testing.T) {
 	at := time.Now()
 	s := newSite(20)
