@@ -120,7 +120,8 @@ func TestMixedAnswersLoseNobody(t *testing.T) {
 						t.Errorf("%c stands %d times in: %+v", r, n, got)
 					}
 				}
-				if got.twice && (got.client != "451" || !strings.Contains(one+two, "dot=close")) {
+				// A hop that closes inside the body may have been sent the dot by then.
+				if got.twice && (got.client != "451" || !strings.Contains(one+two, "dot=close") && !strings.Contains(one+two, "body=close")) {
 					t.Errorf("counted as a possible duplicate: %+v", got)
 				}
 			})
