@@ -9,7 +9,7 @@
 //     log and Received go by that. Its name is looked up meanwhile (names.go).
 //  2. conn is the net.Conn that go-smtp reads from and writes to. Its Read takes one line from the wire, checks framing, syntax
 //     and order, answers what go-smtp must not see (STARTTLS, BDAT, bad order, bad parameters), and passes on a line of fixed
-//     text. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.
+//     text; of RCPT until one was taken. What the client wrote in MAIL and RCPT goes to the session as values, never through go-smtp's parser.
 //  3. go-smtp keeps its state machine and calls the session: Mail pins the Ruleset in a transaction, Rcpt asks the Ruleset and
 //     the next hop, Data reads the body straight from conn and decides (deliver.go).
 //  4. conn's Write takes go-smtp's reply codes; the text on the wire is always that of a mail.Reply of ours (reply.go). Replies

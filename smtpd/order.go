@@ -170,7 +170,7 @@ func (c *conn) mail(rest string) ([]byte, *mail.Reply) {
 	return handMail, nil // the session answers
 }
 
-func (c *conn) rcpt(rest string) ([]byte, *mail.Reply) {
+func (c *conn) rcpt(rest string) (hand []byte, reply *mail.Reply) {
 	if c.tx == nil {
 		return nil, replyMailFirst
 	}
@@ -179,6 +179,11 @@ func (c *conn) rcpt(rest string) ([]byte, *mail.Reply) {
 		return nil, refused
 	}
 	c.next = cmd
+	if len(c.tx.envelope.ForwardPaths) > 0 { // go-smtp has heard of one, which is all that it needs
+		_ = session{c}.Rcpt("", nil) // what it says is the answer
+		reply, c.answer = c.answer, nil
+		return nil, reply
+	}
 	return handRcpt, nil
 }
 
