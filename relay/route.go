@@ -51,6 +51,10 @@ func (h hop) anyClient() hop {
 
 // eachHop calls try for the transport's hops until one is in reach. A reply is a final answer of the DNS.
 func (c *Client) eachHop(ctx context.Context, a *Attempt, try func(hop) error) (*mail.Reply, error) {
+	if len(a.Transport.Hosts) == 1 { // as most are: nothing is allocated
+		only := [1]hop{hopOf(&a.Transport, a.Transport.Hosts[0], a.Envelope)}
+		return nil, c.oneOf(ctx, only[:], try)
+	}
 	if len(a.Transport.Hosts) > 0 {
 		return nil, c.oneOf(ctx, c.fixed(a), try)
 	}
