@@ -84,15 +84,16 @@ func (h *health) problem() error {
 	return h.sick
 }
 
-// Healthy gives nil, or what a person must look at: writes that are not durable (ErrSick), no room (ErrFull), files set aside
-// (ErrDamaged).
+// Healthy gives nil, or why no mail is taken: writes that are not durable (ErrSick), no room (ErrFull).
 func (q *Queue) Healthy() error {
 	if err := q.health.problem(); err != nil {
 		return fmt.Errorf("%w: %w", ErrSick, err)
 	}
-	if err := q.spool.Room(0, q.o.MinFree); err != nil {
-		return err
-	}
+	return q.spool.Room(0, q.o.MinFree)
+}
+
+// Whole gives nil, or ErrDamaged: what was set aside is for a person to look at. New mail is taken all the same.
+func (q *Queue) Whole() error {
 	if n := q.spool.Damaged(); n > 0 {
 		return fmt.Errorf("%w: %d set aside in %s/damaged", ErrDamaged, n, q.o.Dir)
 	}

@@ -66,8 +66,8 @@ func TestADamagedMessageIsSetAsideAndShown(t *testing.T) {
 				if got := names(t, filepath.Join(dir, "damaged")); len(got) != 1 {
 					t.Errorf("damaged/ has %v", got)
 				}
-				if err := q.Healthy(); !errors.Is(err, ErrDamaged) || q.Stats().Damaged != 1 {
-					t.Errorf("Healthy: %v", err)
+				if err := q.Whole(); !errors.Is(err, ErrDamaged) || q.Stats().Damaged != 1 || q.Healthy() != nil {
+					t.Errorf("Whole: %v; Healthy: %v", err, q.Healthy())
 				}
 				if !strings.Contains(q.log.String(), "spool.damaged") {
 					t.Errorf("not in the log: %s", q.log)

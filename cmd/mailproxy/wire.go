@@ -303,6 +303,7 @@ func (d *daemon) checks() []web.Check {
 		{Name: "configuration", Func: func(context.Context) error { return d.config.refusal() }},
 		{Name: "database", Func: d.checkDatabase},
 		{Name: "spool", Critical: true, Func: func(context.Context) error { return d.queue.Healthy() }},
+		{Name: "damaged", Func: func(context.Context) error { return d.queue.Whole() }},
 	}
 	if d.smtpd != nil {
 		all = append(all, web.Check{Name: "smtp", Critical: true, Func: d.config.checkRules})
@@ -339,13 +340,27 @@ func (d *daemon) problems() []cluster.Problem {
 		}
 	}
 	if d.queue != nil {
-		if err := d.queue.Healthy(); err != nil {
-			all = append(all, cluster.Problem{What: "spool: " + err.Error(), Remedy: "make room on the disk of " + d.local.SpoolDir()})
-		}
+		all = append(all, spoolProblems(d.queue.Healthy(), d.queue.Whole(), d.local.SpoolDir())...)
 		if n := d.queue.Stats().OnHold; n > 0 {
 			all = append(all, cluster.Problem{What: count(n, "queued item") + " on hold, by an operator's order",
 				Remedy: "`mailproxy queue list --on-hold` there shows since when and by whom; `mailproxy queue release ALL` ends it"})
 		}
+	}
+	return all
+}
+
+// spoolProblems are what is wrong with the spool, each with its remedy.
+func spoolProblems(sick, damaged error, dir string) (all []cluster.Problem) {
+	switch {
+	case errors.Is(sick, queue.ErrFull):
+		all = append(all, cluster.Problem{What: "spool: " + sick.Error(), Remedy: "make room on the disk of " + dir})
+	case sick != nil:
+		all = append(all, cluster.Problem{What: "spool: " + sick.Error() + "; no mail is queued here",
+			Remedy: "`dmesg` shows what the disk says; `pmgcm drain` takes the node out until it is replaced"})
+	}
+	if damaged != nil {
+		all = append(all, cluster.Problem{What: "spool: " + damaged.Error(),
+			Remedy: "`mailproxy spool check` shows them; move them out of " + dir + "/damaged when you have seen to them"})
 	}
 	return all
 }
