@@ -36,6 +36,48 @@ data:
 %[6]s
 `
 
+// eximSender sends all that it takes on to one host, again every second.
+const eximSender = `primary_hostname = exim.test
+exim_path = ` + eximBinary + `
+spool_directory = %[1]s/spool
+log_file_path = %[1]s/log/%%slog
+pid_file_path = %[1]s/spool/pid
+local_interfaces = 127.0.0.1
+daemon_smtp_ports = %[2]s
+acl_smtp_rcpt = all
+host_lookup =
+rfc1413_query_timeout = 0s
+tls_advertise_hosts =
+keep_environment =
+begin acl
+all:
+  accept
+begin routers
+out:
+  driver = manualroute
+  transport = out
+  route_list = * 127.0.0.1
+  self = send
+begin transports
+out:
+  driver = smtp
+  port = %[3]s
+begin retry
+* * F,1h,1s
+`
+
+// StartEximTo starts an instance that sends everything on to next, host:port on 127.0.0.1.
+func StartEximTo(t testing.TB, next string) *Exim {
+	t.Helper()
+	_, port, err := net.SplitHostPort(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newExim(t)
+	e.start(t, fmt.Sprintf(eximSender, e.dir, e.port(), port), "-q1s")
+	return e
+}
+
 // EximRules are what an instance does besides taking everything: Main are options, Rcpt and Data statements of the ACLs, Rest further
 // sections.
 type EximRules struct {
@@ -57,18 +99,40 @@ func StartExim(t testing.TB) *Exim {
 // StartEximWith starts an instance with rules.
 func StartEximWith(t testing.TB, rules EximRules) *Exim {
 	t.Helper()
+	e := newExim(t)
+	e.start(t, fmt.Sprintf(eximConfig, e.dir, e.port(), rules.Main, rules.Rcpt, rules.Data, rules.Rest))
+	return e
+}
+
+// newExim makes the directories of an instance.
+func newExim(t testing.TB) *Exim {
+	t.Helper()
 	e := &Exim{Addr: FreeAddr(t), dir: folder(t)}
 	const owner = "Debian-exim" // compiled in
 	give(t, owner, filepath.Join(e.dir, "spool"))
 	give(t, owner, filepath.Join(e.dir, "log"))
-	_, port, err := net.SplitHostPort(e.Addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conf := filepath.Join(e.dir, "conf")
-	write(t, conf, fmt.Sprintf(eximConfig, e.dir, port, rules.Main, rules.Rcpt, rules.Data, rules.Rest))
-	Start(t, e.Addr, eximBinary, "-C", conf, "-bdf")
 	return e
+}
+
+func (e *Exim) port() string {
+	_, port, _ := net.SplitHostPort(e.Addr) // FreeAddr has one
+	return port
+}
+
+func (e *Exim) start(t testing.TB, conf string, options ...string) {
+	t.Helper()
+	file := filepath.Join(e.dir, "conf")
+	write(t, file, conf)
+	Start(t, e.Addr, eximBinary, append([]string{"-C", file, "-bdf"}, options...)...)
+}
+
+// Log gives its main log.
+func (e *Exim) Log() string {
+	text, err := os.ReadFile(filepath.Join(e.dir, "log", "mainlog"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 // A Kept is a message in Exim's spool.
