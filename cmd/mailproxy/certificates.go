@@ -266,14 +266,9 @@ func tlsSenderAdd(c *cli.Context) error {
 }
 
 func tlsSenderRemove(c *cli.Context) error {
-	names, err := arguments(c, 1, -1)
+	names, err := domainArguments(c)
 	if err != nil {
 		return err
-	}
-	for i, n := range names {
-		if names[i], err = config.NormalizeDomain(n); err != nil {
-			return usagef("%v", err)
-		}
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		for _, name := range names {

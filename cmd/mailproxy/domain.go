@@ -86,15 +86,24 @@ func domainSet(c *cli.Context) error {
 	return done(c, at, "domain %s changed", name)
 }
 
-func domainRemove(c *cli.Context) error {
+// domainArguments reads one domain or more, each in its normal form.
+func domainArguments(c *cli.Context) ([]string, error) {
 	names, err := arguments(c, 1, -1)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for i, n := range names {
 		if names[i], err = config.NormalizeDomain(n); err != nil {
-			return usagef("%v", err)
+			return nil, usagef("%v", err)
 		}
+	}
+	return names, nil
+}
+
+func domainRemove(c *cli.Context) error {
+	names, err := domainArguments(c)
+	if err != nil {
+		return err
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		for _, name := range names {
