@@ -367,12 +367,13 @@ func (s *Spool) Drop(ids []string) error {
 		if m == nil || m.gone {
 			continue
 		}
-		delete(s.messages, id)
-		if m.gone = true; m.at.seg.number == 0 {
+		if m.at.seg.number == 0 {
+			s.ownGoneLocked(id, m)
 			own = append(own, m)
-			s.buryAllLocked(m)
 			continue
 		}
+		m.gone = true
+		delete(s.messages, id)
 		s.joinLocked(false, s.removalLocked(id, m))
 	}
 	s.mu.Unlock()
@@ -381,6 +382,13 @@ func (s *Spool) Drop(ids []string) error {
 		err = errors.Join(err, s.forgetOwn(m))
 	}
 	return err
+}
+
+// ownGoneLocked takes a large message out of the index: what remains is to remove its file.
+func (s *Spool) ownGoneLocked(id string, m *message) {
+	m.gone = true
+	delete(s.messages, id)
+	s.buryAllLocked(m)
 }
 
 // removalLocked makes the entry that removes a message of the log.
@@ -403,16 +411,15 @@ func (s *Spool) Remove(id string) error {
 		s.mu.Unlock()
 		return nil
 	}
-	m.gone = true
 	if m.at.seg.number == 0 {
-		delete(s.messages, id)
-		s.buryAllLocked(m)
+		s.ownGoneLocked(id, m)
 		s.mu.Unlock()
 		if err := s.forgetOwn(m); err != nil {
 			return err
 		}
 		return s.own.sync()
 	}
+	m.gone = true
 	err := s.joinUnlock(s.removalLocked(id, m))
 	if errors.Is(err, ErrFull) {
 		err = s.removeInPlace(id, m)

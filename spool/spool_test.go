@@ -657,3 +657,47 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+// A large message that is removed while what the log has of it is being copied leaves nothing that counts as live.
+func TestALargeMessageIsRemovedWhileItsStateIsCopied(t *testing.T) {
+	s, err := openSized(t.TempDir(), 1) // each batch has a segment of its own
+	must(t, err)
+	defer func() { must(t, s.Close()) }()
+	removed := 0
+	for i := range 30 {
+		id := fmt.Sprintf("large%d", i)
+		must(t, s.Put([]Draft{{ID: id, Envelope: &mail.Envelope{}, Content: bytes.NewReader(make([]byte, ownSize))}}, false))
+		must(t, s.SetState(id, []byte("state"), false))
+		copied := make(chan struct{})
+		go func() { s.copy(id); close(copied) }()
+		for done := false; !done; {
+			select {
+			case <-copied: // before we saw it
+				done = true
+			default:
+			}
+			s.mu.Lock()
+			if m := s.messages[id]; m != nil && m.pending > 0 {
+				s.ownGoneLocked(id, m)
+				removed++
+				done = true
+			}
+			s.mu.Unlock()
+		}
+		<-copied
+		must(t, s.Remove(id)) // those that were copied before
+	}
+	if removed == 0 {
+		t.Fatal("none was removed while it was copied")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, seg := range append(slices.Clone(s.segments), s.active) {
+		if seg != nil && seg.live != 0 {
+			t.Errorf("%d records of a segment are live", seg.live)
+		}
+	}
+	if s.living != 0 {
+		t.Errorf("%d octets are live", s.living)
+	}
+}

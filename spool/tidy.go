@@ -123,7 +123,12 @@ func (s *Spool) copy(id string) bool {
 			if err != nil {
 				return false
 			}
-			entries = append(entries, entry{b, m, func(seg *segment, off int64) { s.setLocked(at[i], place{seg, off, p.size}) }})
+			entries = append(entries, entry{b, m, func(seg *segment, off int64) {
+				if m.gone && m.at.seg.number == 0 { // what it had is buried already
+					return
+				}
+				s.setLocked(at[i], place{seg, off, p.size})
+			}})
 		}
 		s.mu.Lock()
 		if m.version != version || m.gone {
