@@ -147,8 +147,10 @@ func (n *entry) view() Item {
 	}
 }
 
-// tryAllLocked has those tried again, too, that were refused for good and not yet told: an operator knows better.
+// tryAllLocked has those tried again, too, that were refused for good and not yet told, or tried already while there was no room for the
+// others: an operator knows better.
 func (n *entry) tryAllLocked() {
+	n.round = time.Time{}
 	for i := range n.open {
 		n.open[i].unreported = false
 	}

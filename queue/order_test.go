@@ -379,3 +379,38 @@ func TestSummaryCountsByNextHopAndAge(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
+
+// An order is about all recipients, also about those that were tried while there was no room for another's next hop.
+func TestAnOrderReachesRecipientsThatWaitForAnothersHop(t *testing.T) {
+	q := openTest(t, t.TempDir(), func(o *Options) { o.PerHop = 1 })
+	proceed := make(chan struct{})
+	open := sync.OnceFunc(func() { close(proceed) })
+	q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+		if a.Transport.Name == "slow.test" {
+			<-proceed
+		}
+		return answers(a)
+	})
+	q.mustPut(t, false, draft("from@a.test", "x@slow.test"))
+	q.run(t)
+	t.Cleanup(open) // before the queue's own
+	waitFor(t, "the slow one has its hop", func() bool { return len(q.hop.attempts()) == 1 })
+	id := q.mustPut(t, false, draft("from@a.test", "later@b.test", "y@slow.test"))[0]
+	tried := func() (n int) {
+		for _, a := range q.hop.attempts() {
+			if a.Paths[0] == path("later@b.test") {
+				n++
+			}
+		}
+		return n
+	}
+	waitFor(t, "the other waits for it", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return tried() == 1 && len(q.waiting["slow.test slow.test:25"]) == 1
+	})
+	q.order(t, Order{Deed: Retry, Selection: ids(id)})
+	waitFor(t, "the first is tried again", func() bool { return tried() == 2 })
+	open()
+	waitFor(t, "the rest is done", func() bool { return len(q.List()) == 1 && len(q.List()[0].ForwardPaths) == 1 })
+}
