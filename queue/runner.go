@@ -101,7 +101,8 @@ func (q *Queue) plan(n *entry) []*group {
 	for i := range n.open {
 		r := &n.open[i]
 		if r.unreported {
-			groups = append(groups, &group{unreported: true, recipients: []*recipient{r}})
+			t, _ := q.wayOf(n.via, r.path) // it has its life by that
+			groups = append(groups, &group{unreported: true, transport: t, recipients: []*recipient{r}})
 			continue
 		}
 		if !n.round.IsZero() && !n.isLeft(*r) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -470,4 +471,37 @@ func TestWhatIsOnlyKeptWaitsForTheEndOfItsLife(t *testing.T) {
 			t.Errorf("queue %+v", l)
 		}
 	})
+}
+
+// What is kept is kept as long as its transport would have tried, also where it is looked at in between.
+func TestWhatIsKeptIsGivenUpByItsTransportsLife(t *testing.T) {
+	dir := t.TempDir()
+	for _, life := range []time.Duration{2 * time.Hour, 10 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			q := openTest(t, filepath.Join(dir, life.String()), func(o *Options) {
+				o.DelayNotice = func() time.Duration { return 0 }
+				o.Route = func(p mail.Path) (config.Transport, *mail.Reply) {
+					return config.Transport{Name: p.Domain, Hosts: []string{p.Domain + ":25"}, QueueLife: config.Duration(life)}, nil
+				}
+			})
+			d := draft("from@a.test", "later@c.test") // looked at again and again, and the other with it
+			d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = q.Run(ctx) })
+			q.mustPut(t, false, d)
+			time.Sleep(life - time.Second)
+			synctest.Wait()
+			if l := q.List(); len(l) != 1 || len(l[0].ForwardPaths) != 2 {
+				t.Errorf("a second before the end of %v: %+v", life, l)
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if s := q.Stats(); len(q.List()) != 0 || s.Untold != 1 || s.Expired != 1 {
+				t.Errorf("after %v: %+v, queue %+v", life, s, q.List())
+			}
+			cancel()
+			wg.Wait()
+		})
+	}
 }
