@@ -23,8 +23,8 @@ func TestADomainMayHaveAListOfItsRecipients(t *testing.T) {
 		{"a+b@one.test", true, true}, {"a@one.test", true, false}, {"a+c@one.test", true, false}, {"+info@one.test", true, false},
 		{"anyone@b\u00fccher.test", true, true}, {"info@two.test", false, false}, {"info@elsewhere.test", false, false},
 	} {
-		if listed, known := r.Listed(path(t, c.to)); listed != c.listed || known != c.known {
-			t.Errorf("%s: listed %v, known %v", c.to, listed, known)
+		if listed, known, named := r.Listed(path(t, c.to)); listed != c.listed || known != c.known || named != (known && c.to != "anyone@b\u00fccher.test") {
+			t.Errorf("%s: listed %v, known %v, named %v", c.to, listed, known, named)
 		}
 	}
 	s.Recipients[0], s.Recipients[1] = s.Recipients[1], s.Recipients[0]
@@ -57,7 +57,7 @@ func decideAll(t testing.TB, r *Ruleset, paths ...mail.Path) {
 		if _, refused := r.Route(p); refused != nil {
 			t.Fatal(refused)
 		}
-		if _, known := r.Listed(p); !known {
+		if _, known, _ := r.Listed(p); !known {
 			t.Fatalf("%v is not known", p)
 		}
 	}

@@ -183,23 +183,25 @@ func (r *Ruleset) RequiresTLS(from mail.Path) bool {
 }
 
 // Listed says whether the domain of to has a list of its recipients, and whether to is on it, written in any case, and as local or
-// local+tag. Where it has a list its next hop need not be asked.
-func (r *Ruleset) Listed(to mail.Path) (listed, known bool) {
+// local+tag; named is false where it is there only as Everyone, which says nothing of whether it exists. Where it has a list its next hop
+// need not be asked.
+func (r *Ruleset) Listed(to mail.Path) (listed, known, named bool) {
 	if len(r.recipients) == 0 {
-		return false, false
+		return false, false, false
 	}
 	d := r.domain(to.Domain)
 	if d == nil {
-		return false, false
+		return false, false, false
 	}
 	locals := config.RecipientsOf(r.recipients, d.Name)
 	if len(locals) == 0 {
-		return false, false
+		return false, false, false
 	}
 	local := strings.ToLower(to.Local)
 	base, _, _ := strings.Cut(local, "+")
 	has := func(x string) bool { _, ok := slices.BinarySearch(locals, x); return ok }
-	return true, has(local) || has(base) || has(config.Everyone)
+	named = has(local) || has(base)
+	return true, named || has(config.Everyone), named
 }
 
 // domain finds one of our domains, U-labels by their A-labels; nil where it is not ours.

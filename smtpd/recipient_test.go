@@ -30,6 +30,26 @@ func TestOfADomainWithAListTheNextHopIsNotAsked(t *testing.T) {
 	p.want("250")
 }
 
+// Everyone on a list says nothing of whether a recipient exists: where mail for it is queued its next hop has yet to say so, and nobody
+// outside is told if it does not.
+func TestAListOfEveryoneVerifiesNobody(t *testing.T) {
+	s := snapshot("one.test", newHop(t).addr(), "two.test", newHop(t).addr())
+	s.Recipients = []config.RecipientList{{Domain: "one.test", Locals: []string{"*"}}, {Domain: "two.test", Locals: []string{"*", "info"}}}
+	g := newRig(t, with(s, "cut_through", "no"), nil)
+	p := g.hello()
+	p.begin("anyone@one.test", "info@two.test", "other@two.test")
+	p.ask("x\r\n.", "250")
+	story, err := g.queue.Story(g.queue.List()[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false, true} {
+		if got := story.Envelope.Param(i).Unverified; got != want {
+			t.Errorf("%v: unverified %v, want %v", story.Envelope.ForwardPaths[i], got, want)
+		}
+	}
+}
+
 // Whoever asks, in however many sessions and in whatever names, the next hop hears once of a recipient that it does not have.
 func TestAHarvestDoesNotReachTheNextHopTwice(t *testing.T) {
 	const sessions, unknown = 20, 5

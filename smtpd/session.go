@@ -154,10 +154,11 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 	if hop.unverified = hop.postmaster; !hop.ours || hop.postmaster {
 		return to, hop, nil
 	}
-	if listed, known := tx.rules.Listed(to); listed {
+	if listed, known, named := tx.rules.Listed(to); listed {
 		if !known {
 			return to, hop, replyNoSuchUser
 		}
+		hop.unverified = !named
 		return to, hop, nil
 	}
 	reply, err := c.server.o.Relay.Ask(c.ctx, transport, hop.domain, &tx.envelope, to)
