@@ -27,9 +27,9 @@ var errProxyHeader = errors.New("bad PROXY header")
 // proxied reads what the balancer says of its client, and takes that client in. Without a header, in time, the session ends without a
 // word: whoever is there is not known.
 func (c *conn) proxied() bool {
-	addr, err := netip.Addr{}, c.base.SetReadDeadline(time.Now().Add(proxyTime))
+	addr, itself, err := netip.Addr{}, false, c.base.SetReadDeadline(time.Now().Add(proxyTime))
 	if err == nil {
-		addr, err = readProxyHeader(c.base)
+		addr, itself, err = readProxyHeader(c.base)
 	}
 	if err != nil {
 		if n := c.server.headless.met(time.Now()); n > 0 { // a check that only connects comes every second
@@ -38,7 +38,7 @@ func (c *conn) proxied() bool {
 		c.hangUp()
 		return false
 	}
-	if !addr.IsValid() {
+	if itself {
 		addr = c.client
 	}
 	rules := c.server.o.Rules()
@@ -66,26 +66,28 @@ func (c *conn) endInClear(reply *mail.Reply) {
 	c.end(reply)
 }
 
-// readProxyHeader reads one header and not an octet more. The address is the client's; the zero Addr where the balancer speaks for
-// itself (LOCAL, UNKNOWN), as its health checks do. Whatever is not exactly a header is errProxyHeader, or the error of r.
-func readProxyHeader(r io.Reader) (netip.Addr, error) {
+// readProxyHeader reads one header and not an octet more. The address is the client's; the zero Addr where the balancer does not know it
+// (UNKNOWN, UNSPEC), and where it speaks for itself, as its health checks do (LOCAL). The former is nobody: what a balancer in our networks
+// may do, its clients may not. Whatever is not exactly a header is errProxyHeader, or the error of r.
+func readProxyHeader(r io.Reader) (addr netip.Addr, itself bool, err error) {
 	var b [proxyFixed + proxyV2Max]byte
 	head := b[:len(proxySignature)] // no header of either version is shorter
 	if _, err := io.ReadFull(r, head); err != nil {
-		return netip.Addr{}, err
+		return netip.Addr{}, false, err
 	}
 	if string(head) != proxySignature {
-		return readProxyV1(r, b[:len(head)])
+		addr, err = readProxyV1(r, b[:len(head)])
+		return addr, false, err
 	}
 	if _, err := io.ReadFull(r, b[len(head):proxyFixed]); err != nil {
-		return netip.Addr{}, err
+		return netip.Addr{}, false, err
 	}
 	n := int(binary.BigEndian.Uint16(b[14:]))
 	if n > proxyV2Max {
-		return netip.Addr{}, errProxyHeader
+		return netip.Addr{}, false, errProxyHeader
 	}
 	if _, err := io.ReadFull(r, b[proxyFixed:proxyFixed+n]); err != nil {
-		return netip.Addr{}, err
+		return netip.Addr{}, false, err
 	}
 	return parseProxyV2(b[12], b[13], b[proxyFixed:proxyFixed+n])
 }
@@ -135,24 +137,24 @@ func isPort(s string) bool {
 }
 
 // parseProxyV2 reads version and command, family, and what stands behind the fixed part.
-func parseProxyV2(command, family byte, rest []byte) (netip.Addr, error) {
+func parseProxyV2(command, family byte, rest []byte) (addr netip.Addr, itself bool, err error) {
 	const local, proxy = 0x20, 0x21
 	const unspecified, tcp4, tcp6 = 0x00, 0x11, 0x21
 	if command == local {
-		return netip.Addr{}, nil // whatever else it says is to be ignored
+		return netip.Addr{}, true, nil // whatever else it says is to be ignored
 	}
 	length := map[byte]int{unspecified: 0, tcp4: 12, tcp6: 36}
 	n, known := length[family]
 	if command != proxy || !known || len(rest) < n || family != unspecified && !areTLVs(rest[n:]) {
-		return netip.Addr{}, errProxyHeader
+		return netip.Addr{}, false, errProxyHeader
 	}
 	switch family {
 	case tcp4:
-		return netip.AddrFrom4([4]byte(rest)), nil
+		return netip.AddrFrom4([4]byte(rest)), false, nil
 	case tcp6:
-		return netip.AddrFrom16([16]byte(rest)).Unmap(), nil
+		return netip.AddrFrom16([16]byte(rest)).Unmap(), false, nil
 	}
-	return netip.Addr{}, nil
+	return netip.Addr{}, false, nil
 }
 
 // areTLVs: type, length in two octets, value, again and again to the end.

@@ -75,8 +75,8 @@ func TestPROXYHeaders(t *testing.T) {
 			if slow {
 				r = iotest.OneByteReader(all)
 			}
-			got, err := readProxyHeader(r)
-			if err != nil || got != mustAddr(want) {
+			got, itself, err := readProxyHeader(r)
+			if err != nil || got != mustAddr(want) || itself != (len(header) > 12 && header[12] == 0x20) {
 				t.Errorf("%q: %v, %v, want %s", header, got, err, want)
 			}
 			if rest, _ := io.ReadAll(all); string(rest) != "EHLO client.test\r\n" {
@@ -84,13 +84,13 @@ func TestPROXYHeaders(t *testing.T) {
 			}
 		}
 		for cut := range len(header) {
-			if _, err := readProxyHeader(strings.NewReader(header[:cut])); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			if _, _, err := readProxyHeader(strings.NewReader(header[:cut])); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Fatalf("%q cut at %d: %v", header, cut, err)
 			}
 		}
 	}
 	for _, header := range badHeaders() {
-		if got, err := readProxyHeader(strings.NewReader(header + strings.Repeat("\r\n", 2000))); !errors.Is(err, errProxyHeader) {
+		if got, _, err := readProxyHeader(strings.NewReader(header + strings.Repeat("\r\n", 2000))); !errors.Is(err, errProxyHeader) {
 			t.Errorf("%q: %v, %v", header, got, err)
 		}
 	}
@@ -113,14 +113,14 @@ func FuzzPROXY(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		addr, err := readProxyHeader(r)
+		addr, itself, err := readProxyHeader(r)
 		if n := len(b) - r.Len(); n > proxyFixed+proxyV2Max {
 			t.Fatalf("read %d octets", n)
 		}
 		if err != nil {
 			return
 		}
-		if addr.Is4In6() || addr.Zone() != "" {
+		if addr.Is4In6() || addr.Zone() != "" || itself && addr.IsValid() {
 			t.Fatalf("%q gives %v", b, addr)
 		}
 		if head := b[:len(b)-r.Len()]; head[0] == 'P' && (!strings.HasSuffix(string(head), "\r\n") || len(head) > proxyV1Max) {
@@ -213,6 +213,27 @@ func TestANetworkOfOursIsWhereTheClientIs(t *testing.T) {
 		p := dialTo(t, l.Addr().String())
 		p.send("PROXY TCP4 " + client + " 198.51.100.1 4096 25\r\n")
 		p.want(want)
+	}
+}
+
+// A client whom the balancer does not know is not the balancer, which may be in one of our networks.
+func TestAClientThatTheBalancerDoesNotKnowIsNobody(t *testing.T) {
+	s := outbound(newHop(t).addr())
+	s.Networks = []config.Network{loopback}
+	g := behind(t, s, nil)
+	internal := g.listen()
+	g.serveKind(internal, Kind{Purpose: Internal})
+	for header, relays := range map[string]bool{"PROXY UNKNOWN\r\n": false, v2(0x21, 0, ""): false, v2(0x20, 0, ""): true} {
+		p := g.dial()
+		p.send(header)
+		p.want("220")
+		p.ask("EHLO client.test", "250")
+		p.ask("MAIL FROM:<a@sender.test>", "250")
+		want := map[bool]string{false: "554 5.7.1", true: "250"}
+		p.ask("RCPT TO:<x@elsewhere.test>", want[relays])
+		p = dialTo(t, internal.Addr().String())
+		p.send(header)
+		p.want(map[bool]string{false: replyNotOurs.Error()[:3], true: "220"}[relays])
 	}
 }
 
