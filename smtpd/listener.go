@@ -204,7 +204,7 @@ func (s *Server) place(c *conn, v config.Values) *mail.Reply {
 	case over < limitCount:
 	case !s.rates[c.side].take(c.key, rateConnections, bounds.MaxConnectionsPerMinute, time.Minute, now):
 		over = limitConnections
-	case s.rates[c.side].isSpent(c.key, rateUnknown, v.MaxUnknownPerHour, unknownTime, now):
+	case !c.before.IsValid() && s.rates[c.side].isSpent(c.key, rateUnknown, v.MaxUnknownPerHour, unknownTime, now):
 		over = limitUnknown
 	default:
 		return nil

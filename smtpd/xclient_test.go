@@ -259,3 +259,30 @@ func TestNginxInFront(t *testing.T) {
 		t.Errorf("Received: %q", wire)
 	}
 }
+
+// A host in front that speaks for nobody, as with a DSN of its own, may find that recipients are unknown: its clients are taken all the same.
+func TestAHostInFrontThatTriedUnknownRecipientsStillSpeaksForOthers(t *testing.T) {
+	h := newHop(t)
+	h.unknown(3)
+	s := with(snapshot("one.test", h.addr()), "max_unknown_recipients_per_hour", "2", "max_unknown_recipients", "0", "xclient_from", "127.0.0.0/8")
+	g := newRig(t, s, nil)
+	try := func(p *peer) {
+		p.ask("EHLO client.test", "250")
+		p.ask("MAIL FROM:<>", "250")
+		for i := range 3 {
+			p.ask(fmt.Sprintf("RCPT TO:<u%d@one.test>", i), "550")
+		}
+	}
+	p := g.dial()
+	p.want("220")
+	try(p)
+	for _, client := range []string{"192.0.2.77", "192.0.2.78"} {
+		p := g.dial()
+		p.want("220")
+		p.ask("XCLIENT ADDR="+client, "220")
+		try(p)
+		p = g.dial() // each client has its own limit
+		p.want("220")
+		p.ask("XCLIENT ADDR="+client, "421 4.7.1 too many unknown recipients")
+	}
+}
