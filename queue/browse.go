@@ -236,7 +236,7 @@ type Story struct {
 	Envelope mail.Envelope `json:"envelope"`
 	// Recipients are those of the envelope.
 	Recipients []Recipient `json:"recipients"`
-	// Expires is when its life is over; zero while it is on hold, when that does not count down.
+	// Expires is when the last of its recipients is given up, by their transports; zero while it is on hold, when that does not count down.
 	Expires time.Time `json:"expires,omitzero"`
 	// Header is the message's, up to 64 kB.
 	Header string `json:"header"`
@@ -250,10 +250,7 @@ func (q *Queue) Story(id string) (Story, error) {
 		q.mu.Unlock()
 		return Story{}, ErrNoSuch
 	}
-	story := Story{Item: n.view()}
-	if n.hold == nil {
-		story.Expires = n.bornAt().Add(q.o.Life())
-	}
+	story := Story{Item: n.view(), Expires: q.expiresLocked(n)}
 	open := make(map[int]*outcome, len(n.open))
 	for i := range n.open {
 		open[n.open[i].index] = n.last(i)
@@ -279,6 +276,19 @@ func (q *Queue) Story(id string) (Story, error) {
 	header, err := readHeader(m.Content)
 	story.Header = string(header)
 	return story, err
+}
+
+func (q *Queue) expiresLocked(n *entry) (last time.Time) {
+	if n.hold != nil {
+		return last
+	}
+	for i := range n.open {
+		t, _ := q.wayOf(n.via, n.open[i].path)
+		if end := n.bornAt().Add(q.lifeBy(t)); end.After(last) {
+			last = end
+		}
+	}
+	return last
 }
 
 // Message calls f with the content of an item, checked. The error is f's, ErrNoSuch, or wraps ErrDamaged, or is the disk's.

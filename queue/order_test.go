@@ -414,3 +414,15 @@ func TestAnOrderReachesRecipientsThatWaitForAnothersHop(t *testing.T) {
 	open()
 	waitFor(t, "the rest is done", func() bool { return len(q.List()) == 1 && len(q.List()[0].ForwardPaths) == 1 })
 }
+
+func TestAStoryEndsWithTheLifeOfItsTransport(t *testing.T) {
+	q := openTest(t, t.TempDir(), func(o *Options) {
+		o.Route = func(p mail.Path) (config.Transport, *mail.Reply) {
+			return config.Transport{Name: p.Domain, Hosts: []string{p.Domain + ":25"}, QueueLife: config.Duration(time.Hour)}, nil
+		}
+	})
+	story, err := q.Story(q.mustPut(t, false, draft("from@a.test", "x@b.test"))[0])
+	if err != nil || !story.Expires.Equal(story.Item.Created.Add(time.Hour)) {
+		t.Errorf("came at %v, expires at %v, %v", story.Item.Created, story.Expires, err)
+	}
+}
