@@ -28,6 +28,7 @@ const (
 type trial struct {
 	*Queue
 	n         *entry
+	start     time.Time
 	groups    []*group
 	fates     map[int]fate // by recipient.index
 	answered  []string     // keys of next hops that answered
@@ -41,7 +42,7 @@ type trial struct {
 
 // try makes one attempt for each group and settles the item.
 func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
-	t := &trial{Queue: q, n: n, groups: groups, fates: make(map[int]fate)}
+	t := &trial{Queue: q, n: n, start: q.o.Now(), groups: groups, fates: make(map[int]fate)}
 	m, err := q.spool.Open(n.id)
 	if err == nil {
 		defer m.Close()
@@ -57,6 +58,9 @@ func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 	for i, g := range groups {
 		if ctx.Err() != nil {
 			break
+		}
+		if !t.again(g) {
+			continue
 		}
 		if t.attempt(ctx, g, m); i < len(groups)-1 {
 			t.checkpoint(g)

@@ -160,7 +160,26 @@ func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
 	case n.round.IsZero():
 		n.round = now
 	}
+	for _, g := range ready[min(1, len(ready)):] { // its turn comes behind others, which may be slow
+		q.giveBackLocked(g)
+	}
 	return ready
+}
+
+// again takes a slot for a group whose turn has come behind others'. Where there is no room any more it waits for another time.
+func (t *trial) again(g *group) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if g.key == "" || g.slot || t.takeSlotLocked(g, t.n, t.o.Now()) {
+		return true
+	}
+	if t.n.left == "" {
+		t.n.left = g.key
+	}
+	if t.n.round.IsZero() {
+		t.n.round = t.start
+	}
+	return false
 }
 
 // takeSlotLocked says whether a group can be tried now, or is put off at once. At the end of its life it is tried once more.

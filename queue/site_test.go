@@ -587,3 +587,31 @@ func TestARealHopThatBearsOneBesideAFastOne(t *testing.T) {
 	}
 	t.Logf("the narrow hop refused %d times for %d messages; %d were left when the fast one had all of its", narrow.refused.Load(), count, left)
 }
+
+// An item that goes to several next hops takes no room at one while it is tried at another, which may be slow.
+func TestASlowHopTakesNoRoomAtAnother(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	proceed := make(chan struct{})
+	q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+		if a.Transport.Name == "slow.test" {
+			<-proceed
+		}
+		return answers(a)
+	})
+	for i := range firstWindow {
+		q.mustPut(t, false, draft("from@a.test", fmt.Sprintf("x%d@slow.test", i), "x@big.test"))
+	}
+	q.run(t)
+	open := sync.OnceFunc(func() { close(proceed) })
+	t.Cleanup(open) // before the queue's own
+	waitFor(t, "the slow hop has its fill", func() bool { return len(q.hop.attempts()) == firstWindow })
+	id := q.mustPut(t, false, draft("from@a.test", "other@big.test"))[0]
+	waitFor(t, "the other has gone", func() bool { q.mu.Lock(); defer q.mu.Unlock(); return q.items[id] == nil })
+	open()
+	waitFor(t, "all have gone", func() bool { return len(q.List()) == 0 })
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.slots) != 0 || q.running != 0 {
+		t.Errorf("slots %v, running %d", q.slots, q.running)
+	}
+}
