@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ func (c *conn) login(o *Client) error {
 	if err != nil {
 		return fmt.Errorf("secret %s: %w", c.hop.secret, err)
 	}
+	password = bytes.TrimRight(password, "\r\n") // of a file that an editor or echo has written
 	switch {
 	case slices.Contains(c.caps.auth, "PLAIN"): // RFC 4616
 		return c.say("AUTH PLAIN "+encoded("\x00"+c.hop.user+"\x00"+string(password)), 235)

@@ -15,10 +15,13 @@ import (
 
 // secrets opens those of a test.
 func secrets(name string) ([]byte, error) {
-	if name != "smtp" {
-		return nil, errors.New("is not there")
+	switch name {
+	case "smtp":
+		return []byte("pass=word\x01"), nil
+	case "line":
+		return []byte("pass=word\x01\r\n"), nil
 	}
-	return []byte("pass=word\x01"), nil
+	return nil, errors.New("is not there")
 }
 
 const helloTLS = `
@@ -52,6 +55,7 @@ func TestLogin(t *testing.T) {
 		{"by PLAIN", helloTLS + "S: 250-hop\\r\\n250 AUTH LOGIN PLAIN\n" + plain + "S: 235 2.7.0 welcome" + onePlain, "smtp", "dot 250 taken"},
 		{"by LOGIN, in small letters", helloTLS + "S: 250-hop\\r\\n250 auth login\nC: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: dXNAYS50ZXN0\n" +
 			"S: 334 UGFzc3dvcmQ6\nC: cGFzcz13b3JkAQ==\nS: 235 ok" + onePlain, "smtp", "dot 250 taken"},
+		{"by what a file of one line has", helloTLS + "S: 250-hop\\r\\n250 AUTH PLAIN\n" + plain + "S: 235 2.7.0 welcome" + onePlain, "line", "dot 250 taken"},
 		{"refused", helloTLS + "S: 250-hop\\r\\n250 AUTH PLAIN\n" + plain + "S: 535 5.7.8 wrong", "smtp", "!auth 535 5.7.8 wrong"},
 		{"not offered inside TLS", helloTLS + "S: 250 hop", "smtp", "!auth neither AUTH PLAIN nor LOGIN"},
 		{"an answer that is none", helloTLS + "S: 250-hop\\r\\n250 AUTH PLAIN\n" + plain + "S: 334 more", "smtp", "!auth protocol error"},

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -81,6 +82,15 @@ func (r *reach) failed(h hop, out *OutOfReach, now time.Time) {
 		a.look = now.Add(a.wait)
 	}
 	a.out = out
+}
+
+// explain says in out, of a host that was not tried since it was out of reach a moment ago, why it was.
+func (r *reach) explain(h hop, out *OutOfReach) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.away[h.anyClient()]; a != nil {
+		out.Stage, out.Err = a.out.Stage, fmt.Errorf("%w: %w", out.Err, a.out.Err)
+	}
 }
 
 // answered notes that a host is in reach.

@@ -130,9 +130,9 @@ func TestHopsAreShown(t *testing.T) {
 func TestAHostThatIsLeftAloneKeepsItsReason(t *testing.T) {
 	slow := newScript(t, "hang")
 	c := testClient(t, func(o *Options) { o.Timeouts.Greeting = downCost + 100*time.Millisecond })
-	for range 2 {
-		if _, err := c.Deliver(bg(), attempt(slow.addr(), "hello\r\n", "x@b.test")); !isOutOfReach(err) {
-			t.Fatal(err)
+	for _, want := range []string{"greeting: read", "greeting: " + errRecentlyDown.Error() + ": read"} {
+		if _, err := c.Deliver(bg(), attempt(slow.addr(), "hello\r\n", "x@b.test")); !isOutOfReach(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 	if h := c.Hops(); len(h) != 1 || h[0].Reason != "greeting" || !strings.Contains(h[0].Error, "timeout") {

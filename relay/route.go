@@ -116,7 +116,9 @@ func (c *Client) oneOf(ctx context.Context, hops []hop, try func(hop) error) (er
 				c.reach.answered(h)
 			}
 			return err
-		case out.Err != errRecentlyDown: // which is no news
+		case out.Err == errRecentlyDown: // which is no news
+			c.reach.explain(h, out)
+		default:
 			c.reach.failed(h, out, time.Now())
 		}
 	}
