@@ -284,7 +284,7 @@ func (t *trial) settle(m *spool.Message) (gone bool) {
 	if t.ended && n.left == "" {
 		n.attempts++
 		n.next = now.Add(backoff(n.attempts, rand.Float64()))
-		if t.kept == len(open) {
+		if n.kept = t.kept == len(open); n.kept {
 			n.next = now.Add(maxLife) // and see below
 		}
 		n.transport = t.transport

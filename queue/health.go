@@ -111,6 +111,7 @@ type Stats struct {
 	Items    int       `json:"items"`     // without held ones
 	Held     int       `json:"undecided"` // whose client has no answer yet
 	OnHold   int       `json:"on_hold"`   // of Items, by an operator's order
+	Kept     int       `json:"kept"`      // of Items, as Item.Kept, and not on hold
 	Busy     int       `json:"busy"`
 	Bytes    int64     `json:"bytes"`
 	Damaged  int       `json:"damaged"`
@@ -138,8 +139,11 @@ func (q *Queue) Stats() Stats {
 		}
 		s.Items++
 		s.Bytes += n.size
-		if n.hold != nil {
+		switch {
+		case n.hold != nil:
 			s.OnHold++
+		case n.kept:
+			s.Kept++
 		}
 		if n.busy && !n.ordered {
 			s.Busy++

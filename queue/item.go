@@ -37,6 +37,9 @@ type Item struct {
 	Held bool `json:"undecided,omitempty"`
 	// OnHold is set while an operator has it wait.
 	OnHold *Hold `json:"on_hold,omitempty"`
+	// Kept is set where all its recipients were refused for good and its sender may not be told, since they were never verified: it is
+	// not tried again, unless an operator orders it.
+	Kept bool `json:"kept,omitempty"`
 	// Busy is set while an attempt is under way.
 	Busy bool `json:"busy,omitempty"`
 }
@@ -73,6 +76,7 @@ type entry struct {
 	held      bool          // its client has no answer yet
 	busy      bool          // an attempt or an order is under way
 	ordered   bool          // busy by an order
+	kept      bool          // as Item.Kept
 	hold      *Hold         // an operator has it wait: it is not in the schedule
 	paused    time.Duration // how long it was on hold before
 	via       string        // the transport that an operator has ordered
@@ -99,10 +103,12 @@ func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 		done[i] = true
 	}
 	n.open = make([]recipient, 0, max(0, len(e.ForwardPaths)-len(s.Done)))
+	n.kept = len(s.Unreported) > 0
 	for i, p := range e.ForwardPaths {
 		if done[i] {
 			continue
 		}
+		n.kept = n.kept && slices.Contains(s.Unreported, i) && e.Param(i).Unverified
 		n.open = append(n.open, recipient{
 			index: i, path: p, last: s.Last[i],
 			unreported: s.Last[i] != nil && slices.Contains(s.Unreported, i), delayTold: slices.Contains(s.DelayTold, i),
@@ -143,7 +149,7 @@ func (n *entry) view() Item {
 	return Item{
 		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.next,
 		Attempts: n.attempts, LastReply: n.lastReply, Transport: n.transport, Client: n.client, Session: n.session,
-		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Busy: n.busy && !n.ordered,
+		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Kept: n.kept, Busy: n.busy && !n.ordered,
 	}
 }
 
@@ -151,6 +157,7 @@ func (n *entry) view() Item {
 // others: an operator knows better.
 func (n *entry) tryAllLocked() {
 	n.round = time.Time{}
+	n.kept = false
 	for i := range n.open {
 		n.open[i].unreported = false
 	}

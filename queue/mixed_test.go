@@ -94,8 +94,12 @@ func TestMixedAnswers(t *testing.T) {
 			if got != c {
 				t.Errorf("\n got %+v\nwant %+v", got, c)
 			}
+			kept := q.Stats().Kept
 			q.Close()
 			q = openTest(t, dir, nil) // the disk says the same
+			if again := q.Stats().Kept; again != kept {
+				t.Errorf("%d are kept, after a restart %d", kept, again)
+			}
 			again := c.cameOf(t, q)
 			if again.taken, again.untold = got.taken, got.untold; again != got {
 				t.Errorf("after a restart\n got %+v\nwant %+v", again, got)

@@ -435,7 +435,7 @@ func TestWhatWasNeverVerifiedIsKeptForAnOperator(t *testing.T) {
 				return n
 			}
 			l := q.List()
-			if len(l) != 1 || len(l[0].ForwardPaths) != 2 || tried() != 1 || strings.Count(q.log.String(), "dsn.kept") != 1 {
+			if len(l) != 1 || len(l[0].ForwardPaths) != 2 || l[0].Kept || tried() != 1 || strings.Count(q.log.String(), "dsn.kept") != 1 {
 				t.Errorf("tried %d times, queue %+v", tried(), l)
 			}
 			if ordered {
@@ -467,8 +467,21 @@ func TestWhatIsOnlyKeptWaitsForTheEndOfItsLife(t *testing.T) {
 		d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
 		q.mustPut(t, false, d)
 		synctest.Wait()
-		if l := q.List(); len(l) != 1 || !l[0].Next.Equal(l[0].Created.Add(defaultLife)) || l[0].LastReply != "550 5.1.1 no such user" {
+		if l := q.List(); len(l) != 1 || !l[0].Next.Equal(l[0].Created.Add(defaultLife)) || l[0].LastReply != "550 5.1.1 no such user" || !l[0].Kept {
 			t.Errorf("queue %+v", l)
+		}
+		if s := q.Stats(); s.Kept != 1 {
+			t.Errorf("%+v", s)
+		}
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			return []relay.Result{{Path: a.Paths[0], Reply: &mail.Reply{Code: 450}}}, nil
+		})
+		if err := q.Do(t.Context(), Order{Deed: Retry}, func(_ string, err error) error { return err }); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if l, s := q.List(), q.Stats(); len(l) != 1 || l[0].Kept || s.Kept != 0 {
+			t.Errorf("tried again: %+v, queue %+v", s, l)
 		}
 	})
 }

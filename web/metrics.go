@@ -35,6 +35,8 @@ func QueueCollector(q *queue.Queue) prometheus.Collector {
 		gauge("items", "Items that wait.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Items) }),
 		gauge("held_items", "Items whose client has no answer yet.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Held) }),
 		gauge("on_hold_items", "Items that an operator has put on hold.", func(s queue.Stats, _ time.Time) float64 { return float64(s.OnHold) }),
+		gauge("kept_items", "Items that were refused, were never verified and are not tried again unless an operator orders it.",
+			func(s queue.Stats, _ time.Time) float64 { return float64(s.Kept) }),
 		gauge("busy_items", "Items that are being tried.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Busy) }),
 		gauge("size_bytes", "Octets of all items.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Bytes) }),
 		gauge("damaged_files", "Files of the spool that were set aside.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Damaged) }),

@@ -85,7 +85,10 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 	if flag, ok := strings.CutPrefix(text, "flag provided but not defined: "); ok {
 		text = "no such flag: " + flag
 	}
-	return usagef("%s", strings.TrimSpace(commandName(c)+" "+text))
+	if name := commandName(c); name != "" {
+		text = name + ": " + text
+	}
+	return usagef("%s", text)
 }
 
 // usageError is exit code 2.

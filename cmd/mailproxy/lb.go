@@ -197,7 +197,7 @@ func (l *lbCluster) markBackups(names []string) error {
 		l.Nodes[i].backup = true
 	}
 	if !slices.ContainsFunc(l.Nodes, func(n lbNode) bool { return !n.backup }) {
-		return usagef("--backup: no node is left that is none")
+		return usagef("--backup: all nodes are named: leave one out")
 	}
 	return nil
 }

@@ -36,9 +36,10 @@ func queueCommand() *cli.Command {
 			with(&cli.Command{Name: "summary", Usage: "count what waits, by next hop and age", Flags: append(selectionFlags(), nodesFlags()...),
 				Description: "An item that waits for several next hops counts at each."}, queueSummary),
 			with(&cli.Command{Name: "list", Usage: "show the items, the oldest first", ArgsUsage: "[ID...]", Flags: append(selectionFlags(), append([]cli.Flag{
-				&cli.IntFlag{Name: "limit", Usage: "show `N` of each node at most, 0 all (100; with --json all)"}}, nodesFlags()...)...),
+				&cli.IntFlag{Name: "limit", Usage: "show `N` of each node at most, 0 all", DefaultText: "100; with --json all"}}, nodesFlags()...)...),
 				Description: "NEXT is when it is tried next; \"on hold\" until an operator releases it, \"trying\" now, \"unanswered\" while its client has no " +
-					"answer yet: that is not decided by you."}, queueList),
+					"answer yet: that is not decided by you; \"kept\" where it was refused, but never verified, so that its sender is not told: it is " +
+					"there until its life is over, and tried again only by retry."}, queueList),
 			with(&cli.Command{Name: "show", Usage: "show one item: envelope, recipients with their last answers, header", ArgsUsage: "ID",
 				Flags:       []cli.Flag{&cli.BoolFlag{Name: "content", Usage: "print the whole message instead, as it is sent"}, jsonFlag(), nodeFlag()},
 				Description: "Of the header the first 64 kB."}, queueShow),
@@ -438,6 +439,8 @@ func nextAttempt(i queue.Item) string {
 		return "on hold"
 	case i.Busy:
 		return "trying"
+	case i.Kept:
+		return "kept"
 	case wait <= 0:
 		return "now"
 	}

@@ -21,6 +21,7 @@ type queueNode struct {
 	cid    config.CID
 	name   string
 	client *web.Client
+	peer   bool // it is another one
 }
 
 func (n queueNode) label() string { return clean(n.name) + "(" + strconv.Itoa(int(n.cid)) + ")" }
@@ -65,7 +66,7 @@ func queueNodes(c *cli.Context) (*queueNodeList, error) {
 	here.cid, here.name = self.CID, self.Name
 	list := &queueNodeList{all: []queueNode{here}, named: true}
 	for _, p := range self.Peers {
-		list.all = append(list.all, queueNode{cid: p.CID, name: p.Name, client: web.Peer(local.PeerControlSocket(p.CID))})
+		list.all = append(list.all, queueNode{cid: p.CID, name: p.Name, client: web.Peer(local.PeerControlSocket(p.CID)), peer: true})
 	}
 	slices.SortFunc(list.all, func(a, b queueNode) int { return int(a.cid) - int(b.cid) })
 	if !all {
@@ -95,7 +96,11 @@ func (l *queueNodeList) each(ctx context.Context, ask func(context.Context, queu
 			}
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.away = append(l.away, fmt.Errorf("%s: %w", n.label(), err))
+			err = fmt.Errorf("%s: %w", n.label(), err)
+			if n.peer && errors.Is(err, web.ErrSilent) {
+				err = withHint(err, `"pmgcm status" says since when; see that its daemon runs, and that its tunnel port is open to this node`)
+			}
+			l.away = append(l.away, err)
 		})
 	}
 	asked.Wait()

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mailproxy/internal/mta"
 )
 
 // itemIDs lists a node's queue, with what is added to the command.
@@ -141,7 +143,7 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 				t.Errorf("it took %v", took)
 			}
 			if code != 1 || !strings.Contains(out, "to@example.test") || !strings.HasPrefix(errs, "mailproxy: n3.test(3): the daemon does not answer: ") ||
-				strings.Count(errs, "mailproxy: ") != 1 {
+				strings.Count(errs, "mailproxy: ") != 1 || !strings.Contains(errs, `hint: "pmgcm status" says since when; `) {
 				t.Errorf("exit code %d, %s%s", code, out, errs)
 			}
 		}
@@ -181,5 +183,33 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 	})
 	for _, n := range []*testNode{master, slave, third} {
 		n.stop()
+	}
+}
+
+// What a next hop refuses that was never verified stays, and nobody is told: an administrator is.
+func TestWhatIsKeptIsNamed(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.waitHealthy()
+	n.must("domain", "add", "example.test", "--to", freePort(t))
+	eventually(t, func() error { return n.tryMail("to@example.test") })
+	n.must("domain", "set", "example.test", "--to", mta.StartSink(t, "-f", "RCPT").Addr)
+	id := n.itemIDs()[0]
+	eventually(t, func() error { // its daemon hears of the other hop a moment later
+		if out := n.must("queue", "list", id); strings.Contains(out, " kept ") {
+			return nil
+		}
+		_, errs, _ := n.run("mailproxy", "queue", "retry", id)
+		return errors.New(errs)
+	})
+	if out := n.must("queue", "list", "--json"); !strings.Contains(out, `"kept":true`) {
+		t.Errorf("list --json: %s", out)
+	}
+	if s := fmt.Sprint(n.status()["problems"]); !strings.Contains(s, "1 queued item kept: refused by the next hop") {
+		t.Errorf("status: %s", s)
+	}
+	n.must("queue", "delete", id, "--yes")
+	if s := fmt.Sprint(n.status()["problems"]); strings.Contains(s, "kept") {
+		t.Errorf("status: %s", s)
 	}
 }

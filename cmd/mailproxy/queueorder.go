@@ -52,7 +52,7 @@ func orderOf(c *cli.Context, deed queue.Deed) (queue.Order, error) {
 	o := queue.Order{Deed: deed, Who: cut(author().Who, maxWho)}
 	args := c.Args().Slice()
 	if deed == queue.Reroute && !c.Bool("usual") {
-		if len(args) == 0 {
+		if len(args) == 0 || slices.Equal(args, []string{everything}) {
 			return o, usagef("queue route: TRANSPORT is missing, or --usual")
 		}
 		o.Transport, args = args[len(args)-1], args[:len(args)-1]
@@ -60,7 +60,7 @@ func orderOf(c *cli.Context, deed queue.Deed) (queue.Order, error) {
 	if deed == queue.Move {
 		n, err := strconv.ParseInt(c.String("to-node"), 10, 32)
 		if err != nil || n < 1 {
-			return o, usagef("queue move: --to-node wants a CID")
+			return o, usagef("queue move: --to-node wants a CID, as \"pmgcm status\" shows it")
 		}
 		o.To = config.CID(n)
 	}

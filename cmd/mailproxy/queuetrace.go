@@ -137,7 +137,7 @@ func printTrace(w io.Writer, id string, t trace, nodes *queueNodeList) error {
 		if i.OnHold != nil {
 			at(i.OnHold.Since, "put on hold by %s; its life stands still", i.OnHold.By)
 		}
-		fmt.Fprintf(&b, "tried %d times; next: %s", i.Attempts, nextAttempt(i))
+		fmt.Fprintf(&b, "tried %s; next: %s", count(i.Attempts, "time"), nextAttempt(i))
 		if i.Via != "" {
 			fmt.Fprintf(&b, "; ordered to go by transport %s", clean(i.Via))
 		}

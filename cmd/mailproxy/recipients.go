@@ -26,7 +26,7 @@ func recipientsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "recipients", Usage: "lists of a domain's recipients",
 		Description: "A domain with a list takes mail for the recipients on it and for postmaster, and refuses others, without asking its next hop. " +
-			"An address is on it in any case, also with +TAG behind its local part; *@DOMAIN is everyone. A domain without a list has its next hop " +
+			"An address is on it in upper and lower case, also with +TAG behind its local part; *@DOMAIN is everyone. A domain without a list has its next hop " +
 			"asked about each recipient; its answers are kept for some minutes.",
 		Subcommands: []*cli.Command{
 			{Name: "add", Usage: "put recipients on their domains' lists", ArgsUsage: "ADDRESS...", Action: onMaster(recipientsAdd),

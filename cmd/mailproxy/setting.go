@@ -100,7 +100,7 @@ func settingSet(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return done(c, at, "setting %s is %s", name, value)
+	return done(c, at, "setting %s is %s", name, cmpText(value, "empty"))
 }
 
 func settingUnset(c *cli.Context) error {

@@ -341,7 +341,12 @@ func (d *daemon) problems() []cluster.Problem {
 	}
 	if d.queue != nil {
 		all = append(all, spoolProblems(d.queue.Healthy(), d.queue.Whole(), d.local.SpoolDir())...)
-		if n := d.queue.Stats().OnHold; n > 0 {
+		stats := d.queue.Stats()
+		if n := stats.Kept; n > 0 {
+			all = append(all, cluster.Problem{What: count(n, "queued item") + " kept: refused by the next hop, and the sender may be forged, so nobody is told",
+				Remedy: "`mailproxy queue list` there shows which are kept; `mailproxy queue retry ID` where the refusal was a mistake, else `mailproxy queue delete ID`"})
+		}
+		if n := stats.OnHold; n > 0 {
 			all = append(all, cluster.Problem{What: count(n, "queued item") + " on hold, by an operator's order",
 				Remedy: "`mailproxy queue list --on-hold` there shows since when and by whom; `mailproxy queue release ALL` ends it"})
 		}

@@ -41,7 +41,7 @@ func rules() map[string]rule {
 		"tunnel":           {ours: []string{"config"}, tests: []string{"db", "internal/pgtest"}},
 		"cluster":          {ours: []string{"config", "db", "tunnel"}, tests: []string{"internal/farlink", "internal/pgtest", "test/history"}},
 		"backup":           {ours: []string{"config", "db", "tunnel", "secret"}, tests: []string{"internal/pgtest"}},
-		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "backup", "secret", "internal/askpass", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest"}},
+		"cmd/mailproxy":    {ours: append([]string{"smtpd", "web", "db", "tunnel", "cluster", "backup", "secret", "internal/askpass", "internal/cliargs", "internal/manpage"}, mailPath...), tests: []string{"internal/testbin", "internal/pgtest", "internal/mta"}},
 		"cmd/pmgcm":        {ours: []string{"config", "db", "tunnel", "cluster", "internal/askpass", "internal/cliargs", "internal/manpage"}, tests: []string{"internal/testbin", "internal/pgtest"}},
 		"internal/askpass": {}, "internal/cliargs": {}, "internal/farlink": {}, "internal/durable": {}, "internal/imports": {}, "internal/manpage": {}, "internal/version": {},
 		"internal/pgtest":  {ours: []string{"db"}},
