@@ -332,6 +332,9 @@ func TestWhatIsNotYetToldWaitsOnDisk(t *testing.T) {
 		tried, start := 0, time.Now()
 		for day := 0; day < 8; day += 4 {
 			q := openTest(t, dir, nil)
+			if n := q.Stats().Kept; n != 0 {
+				t.Errorf("%d are kept that are only told later", n)
+			}
 			q.limit.byPath = map[mail.Path]int{}
 			q.limit.all = limitAll
 			q.o.Now = func() time.Time { // an hour that does not end

@@ -474,6 +474,9 @@ func TestWhatIsOnlyKeptWaitsForTheEndOfItsLife(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if l := q.List(); len(l) != 1 || l[0].Kept {
+				t.Errorf("while it is tried again: queue %+v", l)
+			}
 			return []relay.Result{{Path: a.Paths[0], Reply: &mail.Reply{Code: 450}}}, nil
 		})
 		if err := q.Do(t.Context(), Order{Deed: Retry}, func(_ string, err error) error { return err }); err != nil {
