@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,23 @@ const proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
 
 var errProxyHeader = errors.New("bad PROXY header")
 
+// headlessTime is how long a balancer that said no header is named.
+const headlessTime = 5 * time.Minute
+
+// A headless is the last balancer that said something else, or waited to be greeted. One that only connects, as checks do, is none.
+type headless struct {
+	addr netip.Addr
+	at   time.Time
+}
+
+// Headless gives a listed balancer that has come without a PROXY header in the last 5 minutes; the zero Addr where there is none.
+func (s *Server) Headless(now time.Time) netip.Addr {
+	if h := s.balancer.Load(); h != nil && now.Sub(h.at) < headlessTime {
+		return h.addr
+	}
+	return netip.Addr{}
+}
+
 // proxied reads what the balancer says of its client, and takes that client in. Without a header, in time, the session ends without a
 // word: whoever is there is not known.
 func (c *conn) proxied() bool {
@@ -32,6 +50,9 @@ func (c *conn) proxied() bool {
 		addr, itself, err = readProxyHeader(c.base)
 	}
 	if err != nil {
+		if errors.Is(err, errProxyHeader) || errors.Is(err, os.ErrDeadlineExceeded) {
+			c.server.balancer.Store(&headless{c.client, time.Now()})
+		}
 		if n := c.server.headless.met(time.Now()); n > 0 { // a check that only connects comes every second
 			c.log.Warn().Stringer("balancer", c.client).Uint64("count", n).Err(err).Msg("session.proxy_refused")
 		}

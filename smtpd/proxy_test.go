@@ -239,6 +239,12 @@ func TestAClientThatTheBalancerDoesNotKnowIsNobody(t *testing.T) {
 
 func TestABalancerWithoutAHeaderIsNotServed(t *testing.T) {
 	g := behind(t, snapshot(), nil)
+	check := g.dial()
+	_ = check.Close()
+	waitFor(t, "a check has ended", func() bool { return strings.Contains(g.log.String(), "session.proxy_refused") })
+	if a := g.server.Headless(time.Now()); a.IsValid() {
+		t.Errorf("a check is named: %v", a)
+	}
 	for _, said := range []string{"EHLO client.test\r\n", "PROXY TCP4 1.2.3.4\r\n", v2(0x21, 0x11, "x"), "PROXY " + strings.Repeat("x", 200)} {
 		p := g.dial()
 		p.send(said)
@@ -249,6 +255,9 @@ func TestABalancerWithoutAHeaderIsNotServed(t *testing.T) {
 	waitFor(t, "they have ended", func() bool { return g.server.Stats().Open == 0 })
 	if n := strings.Count(g.log.String(), `"message":"session.proxy_refused"`); n != 1 {
 		t.Errorf("%d lines in the log", n)
+	}
+	if a, later := g.server.Headless(time.Now()), g.server.Headless(time.Now().Add(headlessTime)); !a.IsValid() || later.IsValid() {
+		t.Errorf("named: %v, later %v", a, later)
 	}
 	// Who sends on behind the header has not waited for the greeting.
 	p := g.dial()

@@ -54,6 +54,7 @@ type Server struct {
 	names    names
 	limits   [limitCount]limitLog
 	headless limitLog // balancers' connections without a PROXY header
+	balancer atomic.Pointer[headless]
 	rates    [sides]rates
 
 	killed context.Context // ended by Close: transactions before their dot are dropped

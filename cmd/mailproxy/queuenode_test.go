@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -184,6 +186,26 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 	for _, n := range []*testNode{master, slave, third} {
 		n.stop()
 	}
+}
+
+func TestABalancerThatIsRefusedIsNamed(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.waitHealthy()
+	n.must("setting", "set", "proxy_from", "127.0.0.1")
+	eventually(t, func() error {
+		c, err := net.Dial("tcp", n.smtp)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, _ = c.Write([]byte("EHLO client.test\r\n"))
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, 1))
+		if s := fmt.Sprint(n.status()["problems"]); !strings.Contains(s, "connections from 127.0.0.1 were refused") {
+			return errors.New(s)
+		}
+		return nil
+	})
 }
 
 // What a next hop refuses that was never verified stays, and nobody is told: an administrator is.

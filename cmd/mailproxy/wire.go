@@ -339,6 +339,12 @@ func (d *daemon) problems() []cluster.Problem {
 			all = append(all, cluster.Problem{What: p, Remedy: `mail goes on meanwhile; "journalctl -u mailproxy" shows more`})
 		}
 	}
+	if d.smtpd != nil {
+		if a := d.smtpd.Headless(time.Now()); a.IsValid() {
+			all = append(all, cluster.Problem{What: fmt.Sprintf("connections from %s were refused in the last 5 minutes: the setting proxy_from has it, and they begin without a PROXY header", a),
+				Remedy: "have the balancer send one, as `mailproxy lb haproxy` and `mailproxy lb nginx` print it; or take it out of proxy_from"})
+		}
+	}
 	if d.queue != nil {
 		all = append(all, spoolProblems(d.queue.Healthy(), d.queue.Whole(), d.local.SpoolDir())...)
 		stats := d.queue.Stats()
