@@ -42,7 +42,7 @@ func (s *Spool) tidy() {
 func (s *Spool) deleteDead() {
 	for {
 		s.mu.Lock()
-		if len(s.segments) == 0 || s.segments[0].live > 0 {
+		if len(s.segments) == 0 || s.segments[0].live != 0 { // a count that is wrong must not cost mail
 			s.mu.Unlock()
 			return
 		}
