@@ -117,6 +117,9 @@ func (b *bench) join(ctx context.Context, nodes []*node) error {
 	if _, err := nodes[0].pmgcm(ctx, "create"); err != nil {
 		return err
 	}
+	if err := nodes[0].unlimited(ctx); err != nil {
+		return err
+	}
 	for _, n := range nodes[1:] {
 		line, err := nodes[0].pmgcm(ctx, "join-cmd")
 		if err != nil {
@@ -149,7 +152,7 @@ func joinLine(text string) string {
 func loadDomains(ctx context.Context, b *bench, nodes []*node) (time.Duration, error) {
 	var s config.Snapshot
 	// A domain that is not there yet is refused, and a probe asks until it is.
-	s.Settings = []config.Setting{{Name: "max_errors", Value: "10000"}}
+	s.Settings = append(unlimited(), config.Setting{Name: "max_errors", Value: "10000"})
 	for i := range domainCount {
 		s.Domains = append(s.Domains, config.Domain{Name: fmt.Sprintf("d%06d.bench.test", i), Hosts: []string{sinkAddr}})
 	}

@@ -51,7 +51,7 @@ func measureFlat(ctx context.Context, b *bench) error {
 
 // relaysMany gives the node so many domains and, for liveDomain, so many recipients, of which the one that mail is sent to is the last.
 func (n *node) relaysMany(ctx context.Context, count int) error {
-	s := config.Snapshot{Settings: []config.Setting{{Name: "max_connections_per_minute", Value: "0"}}}
+	s := config.Snapshot{Settings: unlimited()}
 	for i := range count {
 		s.Domains = append(s.Domains, config.Domain{Name: fmt.Sprintf("d%06d.bench.test", i), Hosts: []string{sinkAddr}})
 	}

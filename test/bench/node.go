@@ -82,10 +82,23 @@ func (n *node) pmgcm(ctx context.Context, args ...string) (string, error) {
 	return n.b.output(ctx, n.env(), append([]string{filepath.Join(n.b.bin, "pmgcm")}, args...)...)
 }
 
-// unlimited lets one client connect as often as it likes, which it may by Postfix's defaults, too.
+// unlimited are the settings that let one client connect as often as it likes, which it may by Postfix's defaults, too, and ask again and
+// again for a domain that is not there yet.
+func unlimited() (all []config.Setting) {
+	for _, name := range []string{"max_connections_per_minute", "max_unknown_recipients", "max_unknown_recipients_per_hour"} {
+		all = append(all, config.Setting{Name: name, Value: "0"})
+	}
+	return all
+}
+
+// unlimited makes these settings.
 func (n *node) unlimited(ctx context.Context) error {
-	_, err := n.mailproxy(ctx, "setting", "set", "max_connections_per_minute", "0")
-	return err
+	for _, s := range unlimited() {
+		if _, err := n.mailproxy(ctx, "setting", "set", s.Name, s.Value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // relays makes a domain's mail go to a next hop, and waits until the node's SMTP takes mail for it.
