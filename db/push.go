@@ -20,7 +20,7 @@ type PushStats struct {
 	Resumed    int64           `json:"resumed"` // rows that were there already, from pushes that broke
 	Tables     []string        `json:"tables"`  // tables whose digest differed, those of a full push
 	Took       time.Duration   `json:"took"`
-	Full       bool            `json:"full"` // whole tables, since history does not lead from there to here
+	Full       bool            `json:"full"` // by tables, not by what commits have touched
 	From       config.Position `json:"from"`
 	To         config.Position `json:"to"`
 	Journalled int             `json:"journalled"` // commits that the receiver set aside
@@ -34,7 +34,7 @@ func (s PushStats) InSync() bool { return s.From == s.To }
 type Progress func(sent, of int64)
 
 // Push brings a peer to this node's position: the rows that commits since the peer's position touched, or, where history does not
-// lead there or the outcome differs, whole tables whose digest differs. A peer that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
+// lead there, the outcome differs, or much of a large table was touched, the tables whose digest differs. A peer that has not promised our epoch is asked to. ErrNotMaster here; ErrStale: the peer has promised a higher epoch; ErrAhead;
 // ErrNewer; ErrOtherCluster.
 func (d *DB) Push(ctx context.Context, p *Peer, progress Progress) (PushStats, error) {
 	return d.pushAll(ctx, p, false, progress)
