@@ -51,6 +51,7 @@ func TestBulkHasAConnectionOfItsOwn(t *testing.T) {
 		p.a.mu.Lock()
 		p.a.peers[2].bulkLocked(kind).wire.Conn.Close()
 		p.a.mu.Unlock()
+		first.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if _, err := io.ReadAll(first); !errors.Is(err, ErrLost) {
 			t.Errorf("the cut stream read %v", err)
 		}
@@ -60,6 +61,24 @@ func TestBulkHasAConnectionOfItsOwn(t *testing.T) {
 		}
 		ping(t, p.a.mustDialBulk(2), "again")
 	})
+}
+
+// Over a slow link it takes long to learn that it is one; neither side takes the connection for one that nobody wants meanwhile.
+func TestAConnectionForBulkIsKeptWhileItIsWeighed(t *testing.T) {
+	p := pairBy(t, config.TunnelSSH)
+	p.tcp.slow(30 * time.Millisecond)
+	c := p.a.mustDialBulk(2)
+	ping(t, c, "over a slow link")
+	if got := p.a.uses(2); got[useBulk] != 1 || !c.(*conn).packed {
+		t.Errorf("connections %v, packed %v", got, c.(*conn).packed)
+	}
+	p.tcp.slow(0)
+	p.a.mu.Lock()
+	bulk := p.a.peers[2].bulkLocked(config.TunnelSSH)
+	p.a.mu.Unlock()
+	if bulk == nil || bulk.channels() != 1 {
+		t.Error("the stream is not on the connection for bulk")
+	}
 }
 
 func TestAConnectionForBulkEndsWithItsLastStream(t *testing.T) {

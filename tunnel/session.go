@@ -76,7 +76,7 @@ type session struct {
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
-	opened int // outgoing channels that are being opened
+	opened int // outgoing channels that are being opened, and who is about to
 	why    error
 }
 
@@ -373,6 +373,20 @@ func (s *session) channels() int {
 	return len(s.conns) + s.opened
 }
 
+// hold keeps the session as an open channel would, until release.
+func (s *session) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened++
+}
+
+func (s *session) release() {
+	s.mu.Lock()
+	s.opened--
+	s.mu.Unlock()
+	s.t.idle(s)
+}
+
 // dial opens a channel to a service of the peer. ErrLost when the connection ended before the peer took the channel, so that another
 // connection may be tried.
 func (s *session) dial(ctx context.Context, st stream) (*conn, error) {
@@ -384,15 +398,11 @@ func (s *session) dial(ctx context.Context, st stream) (*conn, error) {
 		err error
 	}
 	result := make(chan opened)
-	s.mu.Lock()
-	s.opened++
-	s.mu.Unlock()
+	s.hold()
 	s.awaited()
 	started := s.owned.spawn(func() {
 		c, err := s.openChannel(st)
-		s.mu.Lock()
-		s.opened--
-		s.mu.Unlock()
+		s.release()
 		select {
 		case result <- opened{c, err}:
 		case <-ctx.Done():
@@ -403,9 +413,7 @@ func (s *session) dial(ctx context.Context, st stream) (*conn, error) {
 	})
 	if !started {
 		s.peer.out.give("")
-		s.mu.Lock()
-		s.opened--
-		s.mu.Unlock()
+		s.release()
 		return nil, ErrLost
 	}
 	select {

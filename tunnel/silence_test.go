@@ -15,10 +15,11 @@ import (
 )
 
 // A relay stands between two nodes: it can stall (nothing more gets through, and the connections stay as they are, as behind a packet
-// filter that drops) and cut.
+// filter that drops), be slow, and cut.
 type relay struct {
 	l       net.Listener
 	to      string
+	each    time.Duration // how long it keeps what it has read
 	mu      sync.Mutex
 	stalled chan struct{} // closed to go on
 	conns   []net.Conn
@@ -72,8 +73,9 @@ func (r *relay) copy(to, from net.Conn) {
 	for {
 		n, err := from.Read(buf)
 		r.mu.Lock()
-		stalled := r.stalled
+		stalled, each := r.stalled, r.each
 		r.mu.Unlock()
+		<-time.After(each)
 		if stalled != nil {
 			<-stalled // an end is not passed on either
 		}
@@ -89,6 +91,12 @@ func (r *relay) stall() {
 	if r.stalled == nil {
 		r.stalled = make(chan struct{})
 	}
+}
+
+func (r *relay) slow(each time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.each = each
 }
 
 func (r *relay) heal() {

@@ -465,8 +465,13 @@ func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (
 		}
 		return s.dial(ctx, stream{service: service})
 	}
-	if s := t.bulk(ctx, beside); s != nil {
+	for range 2 { // the peer may have just ended the one there was
+		s := t.bulk(ctx, beside)
+		if s == nil {
+			break
+		}
 		c, err := open(s)
+		s.release()
 		switch {
 		case err == nil:
 			return c, nil
@@ -477,7 +482,8 @@ func (t *Tunnel) DialBulk(ctx context.Context, cid config.CID, service string) (
 	return t.dial(ctx, cid, open)
 }
 
-// bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot.
+// bulk gives the connection for bulk beside another one of the peer, and makes it where there is none; nil where it cannot. It does not
+// end for want of channels until it is released: how fast the link is may have to be learned before there is one.
 func (t *Tunnel) bulk(ctx context.Context, beside *session) *session {
 	p := beside.peer
 	select {
@@ -487,20 +493,23 @@ func (t *Tunnel) bulk(ctx context.Context, beside *session) *session {
 		return nil
 	}
 	t.mu.Lock()
-	s, address, tr := p.bulkLocked(beside.carried), p.node.Address, t.trust
-	due := t.peers[p.cid] == p && time.Since(p.bulkFailed) >= t.timing.bulkAgain
-	t.mu.Unlock()
-	if s != nil || !due {
-		return s
-	}
-	err := t.connect(ctx, p.cid, address, tr, beside.carried, useBulk)
-	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil {
-		p.bulkFailed = time.Now()
-		return nil
+	s := p.bulkLocked(beside.carried)
+	if s == nil && t.peers[p.cid] == p && time.Since(p.bulkFailed) >= t.timing.bulkAgain {
+		address, tr := p.node.Address, t.trust
+		t.mu.Unlock()
+		err := t.connect(ctx, p.cid, address, tr, beside.carried, useBulk)
+		t.mu.Lock()
+		if err != nil {
+			p.bulkFailed = time.Now()
+			return nil
+		}
+		s = p.bulkLocked(beside.carried)
 	}
-	return p.bulkLocked(beside.carried)
+	if s != nil {
+		s.hold()
+	}
+	return s
 }
 
 // session gives the connection for new channels to a peer, or waits for one.
