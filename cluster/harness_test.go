@@ -48,8 +48,8 @@ type testNode struct {
 	log   *logBuffer
 	// timing is that of the daemon when it is started.
 	timing Timing
-	// skew is how far its clock is ahead, when it is started.
-	skew time.Duration
+	// skew is how far its clock is ahead; it jumps when that is changed.
+	skew atomic.Int64
 
 	stop func() // ends the daemon; nil while it does not run
 	node *Node  // of the running daemon
@@ -199,8 +199,7 @@ func (n *testNode) start() *testNode {
 
 // now is the node's clock.
 func (n *testNode) now() func() time.Time {
-	skew := n.skew
-	return func() time.Time { return time.Now().Add(skew) }
+	return func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) }
 }
 
 // stopDaemon cuts the node off: no tunnel, no pushes; its database can still be written by commands.

@@ -70,7 +70,7 @@ func (n *Node) renewLease(ctx context.Context) {
 		n.warn(ctx, "lease.renew", 0, err)
 		return
 	}
-	epoch, now := mine.Position.Epoch, n.o.Now()
+	epoch, now := mine.Position.Epoch, time.Now()
 	if rolledBack(mine.Position, others) || takenBack(held, mine) {
 		if err := n.o.DB.EndLease(ctx); err != nil {
 			n.warn(ctx, "lease.renew", 0, err)

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +105,17 @@ func TestAMasterThatHearsNoMajorityTakesNoConfiguration(t *testing.T) {
 		return err == nil && !has
 	})
 	eventually(t, "and the lease is kept again", func() bool { _, err := nodes[0].putDomain("again.test"); return err == nil })
+}
+
+// What the others have answered is as old as it is, whatever the clock says by now.
+func TestALeaseIsRenewedThoughTheClockJumps(t *testing.T) {
+	master := newCluster(t, 3)[0]
+	for _, days := range []int{30, -30} {
+		master.skew.Store(int64(days) * int64(24*time.Hour))
+		master.pastLease()
+		master.node.renewLease(t.Context())
+		master.mustPutDomain(fmt.Sprintf("jump%d.test", days+30))
+	}
 }
 
 func TestOfTwoNodesTheMasterGoesOnAlone(t *testing.T) {

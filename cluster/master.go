@@ -66,7 +66,7 @@ func (n *Node) pushOnce(ctx context.Context, p *db.Peer, cid config.CID) (*db.Pe
 		n.Wake() // the role loop ends us
 		return p, db.ErrNotMaster
 	}
-	asked := n.o.Now()
+	asked := time.Now()
 	ask := (*db.Peer).StateForPush
 	if n.lastHeard(cid) == mine.Position {
 		ask = (*db.Peer).State
@@ -112,7 +112,7 @@ func (n *Node) confirm(ctx context.Context, p *db.Peer, cid config.CID, at confi
 // send brings a slave that is behind to our position; one that was away when this epoch began is made to promise it first. What the slave
 // is then is known without another question.
 func (n *Node) send(ctx context.Context, p *db.Peer, cid config.CID, theirs db.State) error {
-	asked := n.o.Now()
+	asked := time.Now()
 	stats, err := n.o.DB.Push(ctx, p, nil)
 	if err != nil {
 		return fmt.Errorf("push to node %d: %w", cid, err)
@@ -151,7 +151,7 @@ func (n *Node) watchPromises(ctx context.Context) error {
 			since = time.Time{}
 			continue
 		}
-		now := n.o.Now()
+		now := time.Now()
 		if since.IsZero() {
 			since = now
 		}

@@ -39,7 +39,7 @@ type Options struct {
 	// Timing: what is zero takes its default.
 	Timing Timing
 	Log    zerolog.Logger
-	// Now is the clock; nil: time.Now.
+	// Now is the clock that people read; nil: time.Now. Leases are counted without it.
 	Now func() time.Time
 }
 
@@ -148,7 +148,7 @@ type view struct {
 	answered bool // state was heard at least once since the daemon started
 	err      error
 	seenAt   time.Time // when it last answered
-	askedAt  time.Time // when that was asked which it answered last
+	askedAt  time.Time // when that was asked which it answered last, by time.Now: leases hang on its age, whatever the clock does
 	since    time.Time // since when err (or its absence) stands
 }
 
@@ -371,7 +371,7 @@ func (n *Node) ensurePeerRoles(ctx context.Context) {
 	for _, m := range n.members() {
 		fmt.Fprintf(&b, " %d", m.CID)
 	}
-	now := n.o.Now()
+	now := time.Now()
 	n.mu.Lock()
 	due := b.String() != n.rolesFor || now.Sub(n.rolesForAt) > time.Minute
 	n.mu.Unlock()

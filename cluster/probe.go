@@ -101,7 +101,7 @@ func (n *Node) probe(ctx context.Context, node config.Node, k *kicks) {
 	for ctx.Err() == nil {
 		var st db.State
 		var err error
-		asked := n.o.Now()
+		asked := time.Now()
 		if p, st, err = n.askPeer(ctx, p, node.CID, n.openPeer, (*db.Peer).State); ctx.Err() == nil {
 			n.see(node.CID, asked, st, err)
 			if err == nil {

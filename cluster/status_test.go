@@ -57,7 +57,7 @@ func TestTwelveSilentPeersCostTwoSecondsInAll(t *testing.T) {
 func TestClocksThatDifferAreLoggedAndShown(t *testing.T) {
 	nodes := newCluster(t, 2)
 	nodes[1].stopDaemon()
-	nodes[1].skew = -48 * time.Hour
+	nodes[1].skew.Store(int64(-48 * time.Hour))
 	nodes[1].start()
 	eventually(t, "the clock's difference is known", func() bool {
 		ms := row(t, nodes[0].status(StatusParams{}), 2).ClockMS
