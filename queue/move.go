@@ -101,7 +101,8 @@ const maxMoved = 4 << 30
 const inMemory = 256 << 10
 
 // Receive takes an item from another node, whose content r gives, and returns when it is durable here. Where it is here already that is
-// all. The error is ErrOther, ErrBusy while the same item is on its way in, a *mail.Reply as Put's, or says what is wrong with the item.
+// all. The error is ErrOther, ErrBusy while the same item is on its way in, or an order has it, a *mail.Reply as Put's, or says what is
+// wrong with the item.
 func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 	s, err := m.check()
 	if err != nil {
@@ -114,14 +115,15 @@ func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 		q.coming[m.ID] = struct{}{}
 	}
 	same := n != nil && n.size == m.Size && n.reverse == m.Envelope.ReversePath && n.session == m.Envelope.Session
+	ordered := same && n.ordered
 	q.mu.Unlock()
 	switch {
+	case coming, ordered: // what is on its way out is not here for long: it may be on its way to that very node
+		return ErrBusy
 	case same:
 		return nil
 	case n != nil:
 		return ErrOther
-	case coming:
-		return ErrBusy
 	}
 	defer func() {
 		q.mu.Lock()
@@ -174,9 +176,6 @@ func (m *Moved) check() (*state, error) {
 		return nil, fmt.Errorf("bad item: ID %q", m.ID)
 	}
 	count := len(m.Envelope.ForwardPaths)
-	if params := len(m.Envelope.Params); params != 0 && params != count {
-		return nil, fmt.Errorf("bad item: parameters of %d forward-paths", params)
-	}
 	if count == 0 || m.Size < 0 || m.Size > maxMoved || m.Envelope.ReceivedAt.IsZero() {
 		return nil, fmt.Errorf("bad item: %d forward-paths, %d octets", count, m.Size)
 	}

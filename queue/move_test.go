@@ -158,6 +158,24 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	}
 }
 
+// Two nodes that give each other the same item, one before it has heard that the other has it, lose neither it nor their word.
+func TestAnItemThatIsGivenBackAtOnceIsNotLost(t *testing.T) {
+	here, there := openTest(t, t.TempDir(), nil), openTest(t, t.TempDir(), nil)
+	id := here.mustPut(t, false, draft("from@a.test", "x@b.test"))[0]
+	var back map[string]error
+	said := here.move(t, ids(id), func(ctx context.Context, m *Moved, c mail.Content) error {
+		err := over(there.Queue)(ctx, m, c)
+		back = there.move(t, ids(id), over(here.Queue)) // the answer is still on its way
+		return err
+	})
+	if said[id] != nil || !errors.Is(back[id], ErrBusy) || len(here.List()) != 0 || len(there.List()) != 1 {
+		t.Errorf("%v, and back %v: %d here, %d there", said, back, len(here.List()), len(there.List()))
+	}
+	if said := there.move(t, ids(id), over(here.Queue)); said[id] != nil || len(here.List()) != 1 {
+		t.Errorf("back again: %v", said)
+	}
+}
+
 // A node that does not answer any more is not waited for again and again.
 func TestAMoveEndsWhereTheOtherNodeIsLost(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
