@@ -66,7 +66,7 @@ type Spool struct {
 	last     int64               // the newest segment's number; the committer's
 	logged   int64               // octets in the log
 	living   int64               // octets of records in it that are not dead
-	owed     map[string]*message // removals that the disk did not take
+	owed     map[string]*message // removals that the disk did not take, or not yet
 	damaged  int                 // files in damaged/
 	aside    []string            // those that were put there since Aside was asked
 	closed   bool
@@ -145,8 +145,11 @@ type Draft struct {
 	Content  mail.Content
 }
 
-// Put makes the drafts durable, all or none.
+// Put makes the drafts durable, all or none. Their IDs are new, or those of messages whose removal is on the disk.
 func (s *Spool) Put(drafts []Draft, held bool) (err error) {
+	if err := s.unused(drafts); err != nil {
+		return err
+	}
 	var large []*message
 	var entries []entry
 	small := make([]string, 0, len(drafts))
@@ -213,6 +216,18 @@ func (s *Spool) Put(drafts []Draft, held bool) (err error) {
 		}
 	}
 	s.mu.Unlock()
+	return nil
+}
+
+// unused refuses IDs that have a message, or a removal on its way, which would take what is put now.
+func (s *Spool) unused(drafts []Draft) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range drafts {
+		if s.messages[d.ID] != nil || s.owed[d.ID] != nil {
+			return &ContentError{fmt.Errorf("a message %s is there, or being removed", d.ID)}
+		}
+	}
 	return nil
 }
 
@@ -374,6 +389,7 @@ func (s *Spool) Drop(ids []string) error {
 		}
 		m.gone = true
 		delete(s.messages, id)
+		s.owed[id] = m // nobody waits for it: where the disk does not take it, it is written with what comes next
 		s.joinLocked(false, s.removalLocked(id, m))
 	}
 	s.mu.Unlock()

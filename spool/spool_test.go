@@ -567,6 +567,33 @@ func TestARemovalThatFailedIsOwed(t *testing.T) {
 	}
 }
 
+// A drop that the disk did not take is written with what is written next: it would keep its segment, and all behind it, for as long as
+// the daemon runs. Until then no other message has its ID.
+func TestADropThatFailedIsOwed(t *testing.T) {
+	dir := t.TempDir()
+	s := openTest(t, dir)
+	must(t, s.Put([]Draft{draft("A", []byte("a"))}, true))
+	s.mu.Lock()
+	segment := s.active
+	must(t, segment.file.Close()) // whatever is written to it is an error
+	s.mu.Unlock()
+	must(t, s.Drop([]string{"A"}))
+	eventually(t, "the disk does not take it", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.active != segment })
+	if err := s.Put([]Draft{draft("A", []byte("another"))}, false); !errors.As(err, new(*ContentError)) {
+		t.Errorf("another of that ID: %v", err)
+	}
+	must(t, s.Put([]Draft{draft("B", []byte("b"))}, false))
+	eventually(t, "the segment is deleted", func() bool { _, err := os.Stat(segment.path); return err != nil })
+	must(t, s.Put([]Draft{draft("A", []byte("a later one"))}, false))
+	if err := s.Put([]Draft{draft("A", []byte("another"))}, false); !errors.As(err, new(*ContentError)) {
+		t.Errorf("another of that ID: %v", err)
+	}
+	must(t, s.Close())
+	if found := slices.Sorted(maps.Keys(all(t, openTest(t, dir)))); !slices.Equal(found, []string{"A", "B"}) {
+		t.Errorf("the next start finds %v", found)
+	}
+}
+
 // What is not synced at the end of a segment would look like damage after a power cut, once another one is begun.
 func TestASegmentIsSyncedBeforeTheNextIsBegun(t *testing.T) {
 	s, err := openSized(t.TempDir(), 8<<10)
