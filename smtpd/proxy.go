@@ -46,8 +46,12 @@ func (s *Server) Headless(now time.Time) netip.Addr {
 // word: whoever is there is not known.
 func (c *conn) proxied() bool {
 	addr, itself, err := netip.Addr{}, false, c.base.SetReadDeadline(time.Now().Add(proxyTime))
-	if err == nil {
+	if err == nil && !c.server.sessions.isDraining() { // in this order, as in fill
 		addr, itself, err = readProxyHeader(c.base)
+	}
+	if c.server.sessions.isDraining() { // which may be what woke us
+		c.refused(replyDraining)
+		return false
 	}
 	if err != nil {
 		if errors.Is(err, errProxyHeader) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -68,17 +72,17 @@ func (c *conn) proxied() bool {
 		reply = c.server.reseat(c, addr, rules)
 	}
 	if reply != nil {
-		c.out = nil
-		c.server.count.refused.Add(1)
-		c.endInClear(reply)
+		c.refused(reply)
 		return false
 	}
 	c.opens()
 	return true
 }
 
-// endInClear says a last reply, unless the client waits for a TLS handshake.
-func (c *conn) endInClear(reply *mail.Reply) {
+// refused ends a session that is not taken with a reply in place of the greeting, unless the client waits for a TLS handshake.
+func (c *conn) refused(reply *mail.Reply) {
+	c.out = nil
+	c.server.count.refused.Add(1)
 	if c.kind.TLS {
 		c.phase = phaseEnded
 		return

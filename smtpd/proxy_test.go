@@ -266,6 +266,19 @@ func TestABalancerWithoutAHeaderIsNotServed(t *testing.T) {
 	p.wantEnd()
 }
 
+// Who is waiting for a balancer's header when the node is drained hears of that, and the balancer is not blamed.
+func TestADrainBeforeTheHeaderIsNotTheBalancersFault(t *testing.T) {
+	g := behind(t, snapshot(), nil)
+	p := g.dial()
+	waitFor(t, "it is there", func() bool { return g.server.Stats().Open == 1 })
+	g.server.Pause()
+	p.want("421 4.3.2")
+	p.wantEnd()
+	if a := g.server.Headless(time.Now()); a.IsValid() || strings.Contains(g.log.String(), "session.proxy_refused") {
+		t.Errorf("named: %v", a)
+	}
+}
+
 func TestAHeaderThatDoesNotComeIsNotWaitedFor(t *testing.T) {
 	g := behind(t, snapshot(), nil)
 	synctest.Test(t, func(t *testing.T) {
