@@ -3,6 +3,7 @@ package relay
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -53,6 +54,8 @@ func TestMailIsDeliveredWithOneOfTheHostsDead(t *testing.T) {
 		{"a backup that is not needed", []string{"b.test. MX 10 one.test.", "b.test. MX 20 two.test."}, []string{"127.0.0.2"}, []string{"127.0.0.3"}},
 		{"a better one that has no address", []string{"b.test. MX 10 nowhere.test.", "b.test. MX 20 one.test."}, []string{"127.0.0.2"}, nil},
 		{"a better one that the DNS does not answer for", []string{"b.test. MX 10 x.broken.test.", "b.test. MX 20 one.test."}, []string{"127.0.0.2"}, nil},
+		{"a better one that nobody knows an address of", []string{"b.test. MX 10 x.mute.test.", "b.test. MX 20 one.test."}, []string{"127.0.0.2"}, nil},
+		{"a backup that nobody knows an address of", []string{"b.test. MX 10 one.test.", "b.test. MX 20 x.mute.test.", "b.test. MX 30 y.mute.test."}, []string{"127.0.0.2"}, nil},
 		{"one host, several addresses", []string{"b.test. MX 10 several.test."}, []string{"127.0.0.2"}, nil},
 		{"no MX, several addresses", []string{"b.test. A 127.0.0.9", "b.test. A 127.0.0.2"}, []string{"127.0.0.2"}, nil},
 		{"one that says nothing", []string{"b.test. MX 10 silent.test.", "b.test. MX 20 one.test."}, []string{"127.0.0.2"}, nil},
@@ -68,6 +71,7 @@ func TestMailIsDeliveredWithOneOfTheHostsDead(t *testing.T) {
 				"dead.test. A 127.0.0.9", "several.test. A 127.0.0.9", "several.test. A 127.0.0.2"}, tt.records...)
 			c := testClient(t, func(o *Options) {
 				o.MXPort, o.Resolver, o.Timeouts.Greeting = port, dnsServer(t, records...), downCost+100*time.Millisecond
+				o.Timeouts.Lookup, o.Own = time.Second, func(netip.AddrPort) bool { return false }
 			})
 			start := time.Now()
 			for i := range count {

@@ -82,25 +82,33 @@ func (c *Client) fixed(a *Attempt) []hop {
 	return c.reach.order(hops, time.Now())
 }
 
-// byPreference tries the hosts of MX records. Where one of a preference is this node by its address, neither it nor any that is not
-// better is tried, or mail would go in circles (RFC 5321 §5.1).
+// byPreference tries the hosts of MX records, which come in their order. Where one of a preference is this node by its address, neither
+// it nor any that is not better is tried, or mail would go in circles (RFC 5321 §5.1). That is asked of the hosts up to the one whose turn
+// it is: a backup that is not needed costs no wait for the DNS.
 func (c *Client) byPreference(ctx context.Context, a *Attempt, hosts []mxHost, try func(hop) error) (*mail.Reply, error) {
-	for i, h := range hosts {
-		if c.isSelf(ctx, h.name) {
-			for i > 0 && hosts[i-1].preference == h.preference {
-				i--
-			}
-			if hosts = hosts[:i]; len(hosts) == 0 {
-				return loopReply(a.Domain), nil
-			}
-			break
+	hops, upTo := make([]hop, len(hosts)), make(map[string]uint16, len(hosts))
+	for i, h := range slices.Backward(hosts) {
+		hops[i] = hopOf(&a.Transport, net.JoinHostPort(h.name, c.mxPort), a.Envelope)
+		upTo[hops[i].addr] = h.preference
+	}
+	var err error
+	for _, h := range c.reach.order(hops, time.Now()) {
+		if c.someAreSelf(ctx, hosts, upTo[h.addr]) {
+			continue
+		}
+		if err = c.oneOf(ctx, []hop{h}, try); !isOutOfReach(err) {
+			return nil, err
 		}
 	}
-	hops := make([]hop, len(hosts))
-	for i, h := range hosts {
-		hops[i] = hopOf(&a.Transport, net.JoinHostPort(h.name, c.mxPort), a.Envelope)
+	if err == nil {
+		return loopReply(a.Domain), nil
 	}
-	return nil, c.oneOf(ctx, c.reach.order(hops, time.Now()), try)
+	return nil, err
+}
+
+// someAreSelf says whether a host of that preference, or of a better one, is this node.
+func (c *Client) someAreSelf(ctx context.Context, hosts []mxHost, preference uint16) bool {
+	return slices.ContainsFunc(hosts, func(h mxHost) bool { return h.preference <= preference && c.isSelf(ctx, h.name) })
 }
 
 // oneOf tries hops until one is in reach, and notes which are not.
@@ -128,7 +136,8 @@ func (c *Client) oneOf(ctx context.Context, hops []hop, try func(hop) error) (er
 // selfTime is how long it is believed whether a host of MX records is this node.
 const selfTime = time.Minute
 
-// isSelf says whether a host has an address at which this node takes mail. What the DNS does not tell now is not.
+// isSelf says whether a host has an address at which this node takes mail. One that the DNS does not tell of is not, and is not asked for
+// again at once: connect looks at each address.
 func (c *Client) isSelf(ctx context.Context, host string) bool {
 	if c.own == nil {
 		return false
@@ -137,12 +146,12 @@ func (c *Client) isSelf(ctx context.Context, host string) bool {
 	if self, known := c.self.get(host, now); known {
 		return self
 	}
-	addrs, err := c.lookup.addresses(ctx, host)
-	if err != nil {
+	addrs, _ := c.lookup.addresses(ctx, host)
+	if ctx.Err() != nil {
 		return false
 	}
 	self := slices.ContainsFunc(addrs, func(a netip.Addr) bool { return c.isOwn(a, c.mxPort) })
-	c.self.put(host, self, now.Add(selfTime))
+	c.self.put(host, self, time.Now().Add(selfTime))
 	return self
 }
 
