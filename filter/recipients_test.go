@@ -2,6 +2,7 @@ package filter
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,9 +22,9 @@ func TestADomainMayHaveAListOfItsRecipients(t *testing.T) {
 	}{
 		{"info@one.test", true, true}, {"INFO@ONE.test", true, true}, {"info+x+y@one.test", true, true}, {"other@one.test", true, false},
 		{"a+b@one.test", true, true}, {"a@one.test", true, false}, {"a+c@one.test", true, false}, {"+info@one.test", true, false},
-		{"anyone@b\u00fccher.test", true, true}, {"info@two.test", false, false}, {"info@elsewhere.test", false, false},
+		{"anyone@b\u00fccher.test", true, true}, {"*@b\u00fccher.test", true, true}, {"*+x@b\u00fccher.test", true, true}, {"info@two.test", false, false}, {"info@elsewhere.test", false, false},
 	} {
-		if listed, known, named := r.Listed(path(t, c.to)); listed != c.listed || known != c.known || named != (known && c.to != "anyone@b\u00fccher.test") {
+		if listed, known, named := r.Listed(path(t, c.to)); listed != c.listed || known != c.known || named != (known && !strings.HasSuffix(c.to, "b\u00fccher.test")) {
 			t.Errorf("%s: listed %v, known %v, named %v", c.to, listed, known, named)
 		}
 	}

@@ -200,7 +200,7 @@ func (r *Ruleset) Listed(to mail.Path) (listed, known, named bool) {
 	local := strings.ToLower(to.Local)
 	base, _, _ := strings.Cut(local, "+")
 	has := func(x string) bool { _, ok := slices.BinarySearch(locals, x); return ok }
-	named = has(local) || has(base)
+	named = local != config.Everyone && has(local) || base != config.Everyone && has(base)
 	return true, named || has(config.Everyone), named
 }
 
