@@ -20,13 +20,14 @@ type counters struct {
 
 // Stats are numbers for metrics. Open is of this moment, the others count since the start.
 type Stats struct {
-	Open              int    `json:"open"`      // sessions
-	Sessions          uint64 `json:"sessions"`  // admitted
-	Refused           uint64 `json:"refused"`   // sessions over a limit, or while draining
-	Messages          uint64 `json:"messages"`  // read to their final dot
-	Delivered         uint64 `json:"delivered"` // of them, taken by a next hop in the client's transaction
-	Queued            uint64 `json:"queued"`    // of them, spooled as a whole
-	Rejected          uint64 `json:"rejected"`  // of them, answered 4xx or 5xx
+	Open              int    `json:"open"`          // sessions
+	OpenInternal      int    `json:"open_internal"` // of them, from our networks
+	Sessions          uint64 `json:"sessions"`      // admitted
+	Refused           uint64 `json:"refused"`       // sessions over a limit, or while draining
+	Messages          uint64 `json:"messages"`      // read to their final dot
+	Delivered         uint64 `json:"delivered"`     // of them, taken by a next hop in the client's transaction
+	Queued            uint64 `json:"queued"`        // of them, spooled as a whole
+	Rejected          uint64 `json:"rejected"`      // of them, answered 4xx or 5xx
 	RecipientsRefused uint64 `json:"recipients_refused"`
 	Duplicates        uint64 `json:"duplicates"` // possible ones: perhaps taken, and the client was gone before it knew, or told to come again
 	Gone              uint64 `json:"gone"`       // transactions dropped because the client was gone before the dot
@@ -40,7 +41,7 @@ type Stats struct {
 // Stats gives the numbers of this moment.
 func (s *Server) Stats() Stats {
 	s.sessions.mu.Lock()
-	open := len(s.sessions.conns)
+	open, internal := len(s.sessions.conns), s.sessions.crowds[inside].all
 	s.sessions.mu.Unlock()
 	limited := make(map[string]uint64, limitCount)
 	for l := range s.limits {
@@ -48,7 +49,7 @@ func (s *Server) Stats() Stats {
 	}
 	c := &s.count
 	return Stats{
-		Open: open, Sessions: c.sessions.Load(), Refused: c.refused.Load(), Messages: c.messages.Load(),
+		Open: open, OpenInternal: internal, Sessions: c.sessions.Load(), Refused: c.refused.Load(), Messages: c.messages.Load(),
 		Delivered: c.delivered.Load(), Queued: c.queued.Load(), Rejected: c.rejected.Load(), Duplicates: c.duplicates.Load(),
 		RecipientsRefused: c.recipientsRefused.Load(),
 		Gone:              c.gone.Load(), Framing: c.framing.Load(), TLS: c.tlsStarted.Load(), TLSFailed: c.tlsFailed.Load(),

@@ -5,23 +5,24 @@ const ampleRoom = 1 << 30
 
 // weight is what the agent listener says of this node's load.
 func (d *daemon) weight() int {
-	open, most := 0, 0
-	if rules := d.config.rules.Load(); rules != nil && d.smtpd != nil {
-		open, most = d.smtpd.Stats().Open, rules.Settings().MaxSessions
-	}
 	room, err := d.queue.Free()
-	if err != nil {
-		room = 0
+	rules := d.config.rules.Load()
+	if err != nil || rules == nil || d.smtpd == nil {
+		return 0
 	}
-	return weightOf(open, most, room)
+	open, v := d.smtpd.Stats(), rules.Settings()
+	return weightOf(room, sideLoad{open.Open - open.OpenInternal, v.MaxSessions}, sideLoad{open.OpenInternal, v.Internal.MaxSessions})
 }
 
-// weightOf is how much more mail a node can take, in percent: the lesser of the sessions that are free, of all there may be, and of the
-// room that is left in the spool, of 1 GiB. 0 is none.
-func weightOf(open, most int, room int64) int {
-	sessions := 0
-	if most > 0 {
-		sessions = 100 * (most - open) / most
+// A sideLoad is how many sessions of one side are open, and how many may be.
+type sideLoad struct{ open, most int }
+
+// weightOf is how much more mail a node can take, in percent: the least of the room that is left in the spool, of 1 GiB, and of the
+// sessions that are free, of those that there may be from the Internet, and from our networks. 0 is none.
+func weightOf(room int64, sides ...sideLoad) int {
+	weight := int(100 * min(room, ampleRoom) / ampleRoom)
+	for _, side := range sides {
+		weight = min(weight, 100*(side.most-side.open)/side.most)
 	}
-	return max(0, min(sessions, int(100*min(room, ampleRoom)/ampleRoom)))
+	return max(0, weight)
 }

@@ -13,23 +13,23 @@ import (
 
 func TestTheWeightFallsWithSessionsAndRoom(t *testing.T) {
 	for _, c := range []struct {
-		name       string
-		open, most int
-		room       int64
-		want       int
+		name  string
+		room  int64
+		sides []sideLoad
+		want  int
 	}{
-		{"idle", 0, 2000, 1 << 40, 100},
-		{"half of the sessions", 1000, 2000, 1 << 40, 50},
-		{"a single session of many", 1, 2000, 1 << 40, 99},
-		{"all of them", 2000, 2000, 1 << 40, 0},
-		{"more than there may be, after the setting was lowered", 2000, 100, 1 << 40, 0},
-		{"half a gigabyte of room", 0, 2000, 1 << 29, 50},
-		{"both: the lesser counts", 500, 2000, 1 << 28, 25},
-		{"room just used up", 0, 2000, 0, 0},
-		{"into the reserve", 0, 2000, -1 << 20, 0},
-		{"no configuration yet", 0, 0, 1 << 40, 0},
+		{"idle", 1 << 40, []sideLoad{{0, 2000}, {0, 2000}}, 100},
+		{"half of the sessions", 1 << 40, []sideLoad{{1000, 2000}}, 50},
+		{"a single session of many", 1 << 40, []sideLoad{{1, 2000}}, 99},
+		{"all of them", 1 << 40, []sideLoad{{2000, 2000}}, 0},
+		{"more than there may be, after the setting was lowered", 1 << 40, []sideLoad{{2000, 100}}, 0},
+		{"each side has its own", 1 << 40, []sideLoad{{600, 2000}, {1500, 2000}}, 25},
+		{"half a gigabyte of room", 1 << 29, []sideLoad{{0, 2000}}, 50},
+		{"both: the lesser counts", 1 << 28, []sideLoad{{500, 2000}}, 25},
+		{"room just used up", 0, []sideLoad{{0, 2000}}, 0},
+		{"into the reserve", -1 << 20, []sideLoad{{0, 2000}}, 0},
 	} {
-		if got := weightOf(c.open, c.most, c.room); got != c.want {
+		if got := weightOf(c.room, c.sides...); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}

@@ -146,8 +146,18 @@ func withCluster(c *cli.Context, do func(local *config.Local, l *lbCluster) erro
 	}
 	l.open()
 	values, _ := snapshot.Values() // what is out of bounds has its default
-	l.Sessions, l.Idle = len(l.Nodes)*values.MaxSessions, values.IdleTimeout
+	l.bounds(values)
 	return do(local, l)
+}
+
+// bounds notes what the nodes' settings mean for who is in front of them.
+func (l *lbCluster) bounds(v config.Values) {
+	l.Idle = v.IdleTimeout
+	for _, n := range l.Nodes {
+		if slices.Contains(n.services, config.ServiceSMTP) {
+			l.Sessions += v.MaxSessions + v.Internal.MaxSessions
+		}
+	}
 }
 
 // errNoConfiguration is what a command says that finds no configuration on this node.
@@ -223,6 +233,11 @@ func (l *lbCluster) open() {
 			d.Port = cmp.Or(d.Port, port)
 			_, agent := n.reach("agent")
 			d.Servers = append(d.Servers, lbServer{Name: n.Name, Address: address, Agent: agent, Drained: n.drained, Backup: n.backup})
+		}
+		if !slices.ContainsFunc(d.Servers, func(s lbServer) bool { return !s.Backup }) { // there is nobody here that they stand behind
+			for i := range d.Servers {
+				d.Servers[i].Backup = false
+			}
 		}
 		l.Doors = append(l.Doors, d)
 	}

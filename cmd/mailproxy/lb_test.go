@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"mailproxy/cluster"
 	"mailproxy/config"
@@ -51,7 +50,7 @@ func lbOf(t *testing.T, backups []string, rows ...cluster.Row) *lbCluster {
 	for _, r := range rows {
 		snapshot.Nodes = append(snapshot.Nodes, config.Node{CID: r.CID, Services: []string{"smtp", "web"}})
 	}
-	l := &lbCluster{self: rows[0].CID, By: rows[0].Name, Made: "2026-11-26 12:00 UTC", Idle: 5 * time.Minute, Sessions: 6000}
+	l := &lbCluster{self: rows[0].CID, By: rows[0].Name, Made: "2026-11-26 12:00 UTC"}
 	if err := l.members(local, cluster.Report{Rows: rows}, snapshot); err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +58,11 @@ func lbOf(t *testing.T, backups []string, rows ...cluster.Row) *lbCluster {
 		t.Fatal(err)
 	}
 	l.open()
+	values, err := snapshot.Values()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.bounds(values)
 	return l
 }
 
@@ -75,6 +79,7 @@ func TestBalancersTakeTheirFiles(t *testing.T) {
 			lbRow(5, "192.0.2.15", silent), lbRow(6, "192.0.2.16", runs("web"))}},
 		{"ipv6", []string{"2"}, []cluster.Row{lbRow(1, "[2001:db8::11]"), lbRow(2, "[2001:db8::12]", drained)}},
 		{"single", nil, []cluster.Row{lbRow(1, "192.0.2.11", noAgent)}},
+		{"backup", []string{"1"}, []cluster.Row{lbRow(1, "192.0.2.11"), lbRow(2, "192.0.2.12", runs("web"))}},
 	} {
 		for kind, made := range map[string]string{
 			"haproxy.cfg": printed(t, haproxyText, lbOf(t, c.backups, c.rows...)),
