@@ -42,6 +42,7 @@ type DB struct {
 	doubt        time.Duration // how long a commit whose answer was lost is asked after
 	large        int64         // see largeTable
 	part         time.Duration // see partTime
+	pushes       chan struct{} // held by each push; see keptConns
 
 	mu     sync.Mutex
 	loaded *loaded // what Load gave last; it is the base of the next
@@ -59,6 +60,7 @@ func Open(o Options) (*DB, error) {
 	}
 	return &DB{
 		pool: pool, rolePassword: o.RolePassword, nodeKey: o.NodeKey, log: o.Log, doubt: doubtBound, large: largeTable, part: partTime,
+		pushes: make(chan struct{}, pushesOf(c.MaxConns)),
 	}, nil
 }
 

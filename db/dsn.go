@@ -14,10 +14,13 @@ import (
 const (
 	// connectTimeout bounds one attempt to reach one server, which is on this host or near.
 	connectTimeout = 5 * time.Second
-	// maxConns bounds the pool where the DSN says nothing: the daemon's loops and a few commands, never a connection a message.
-	maxConns = 8
+	// maxConns bounds the pool where the DSN says nothing: the daemon's loops and a few commands, never a connection a message, and a
+	// connection for each slave that is being pushed to.
+	maxConns = 24
 	// minConns is what a DSN must allow: a long push holds one, and Listen has one besides the pool.
 	minConns = 3
+	// keptConns of them are for all that is no push: those may be many and last long, and the lease and commits must not wait for them.
+	keptConns = 4
 	// silence is how long a server's host may say nothing to what was sent to it, or to keep-alives. The kernel's own bound is 15 minutes.
 	silence = 15 * time.Second
 )
@@ -51,6 +54,9 @@ func poolConfig(dsn string) (*pgxpool.Config, error) {
 	c.ConnConfig.RuntimeParams["application_name"] = "mailproxy"
 	return c, nil
 }
+
+// pushesOf is how many pushes may be under way by a pool of so many connections.
+func pushesOf(conns int32) int { return max(1, int(conns)-keptConns) }
 
 // tcpUserTimeout is TCP_USER_TIMEOUT of linux/tcp.h, which package syscall does not name.
 const tcpUserTimeout = 0x12

@@ -262,7 +262,7 @@ func TestPoolSettingsOfTheDSN(t *testing.T) {
 		max  int32
 		fail string
 	}{
-		{"host=/x", 8, ""},
+		{"host=/x", 24, ""},
 		{"host=/x pool_max_conns=20 pool_max_conn_lifetime=5m", 20, ""},
 		{"postgres:///d?host=/x,/y&target_session_attrs=read-write&pool_max_conns=3", 3, ""},
 		{"host=/x pool_max_conns=2", 0, "pool_max_conns is 2, and a node needs at least 3"},

@@ -46,6 +46,12 @@ func (d *DB) PushFull(ctx context.Context, p *Peer, progress Progress) (PushStat
 }
 
 func (d *DB) pushAll(ctx context.Context, p *Peer, whole bool, progress Progress) (PushStats, error) {
+	select {
+	case d.pushes <- struct{}{}:
+		defer func() { <-d.pushes }()
+	case <-ctx.Done():
+		return PushStats{}, fmt.Errorf("push: %w", ctx.Err())
+	}
 	start := time.Now()
 	before := p.sent.written.Load()
 	stats, err := d.push(ctx, p, whole, progress)

@@ -7,8 +7,10 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"mailproxy/config"
 	"mailproxy/db"
@@ -355,5 +357,76 @@ func TestAPushSaysHowFarItIs(t *testing.T) {
 		if err != nil || stats.Full != (one.name == "whole tables") || told < 3 || sent != stats.Rows || of != stats.Rows || of < 9000 {
 			t.Errorf("%s: told %d times, at last %d of %d; %+v, %v", one.name, told, sent, of, stats, err)
 		}
+	}
+}
+
+// A deafConn takes what is written to it from some time on, and passes nothing on: a peer that is there and does not answer.
+type deafConn struct {
+	net.Conn
+	deaf *atomic.Bool
+}
+
+func (c *deafConn) Write(b []byte) (int, error) {
+	if c.deaf.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// A push takes as long as the slave does. However many of them do not end, the master goes on.
+func TestPushesThatDoNotEndHoldNothingElseUp(t *testing.T) {
+	for name, settings := range map[string]string{"as a node has it": "", "few connections": " pool_max_conns=3"} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster(t, 2)
+			push(t, c[0], c[1])
+			put(t, c[0].DB, "a.test")
+			master := openDSN(t, c[0].dsn+settings)
+			var deaf atomic.Bool
+			var peers []*db.Peer
+			var conns []net.Conn
+			dial := dialer(t, c[1].DB, c[0].cid)
+			for range 8 { // of one role there are no more
+				p, err := db.OpenPeer(t.Context(), func(ctx context.Context) (net.Conn, error) {
+					conn, err := dial(ctx)
+					conns = append(conns, conn)
+					return &deafConn{conn, &deaf}, err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := p.StateForPush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				peers = append(peers, p)
+			}
+			deaf.Store(true)
+			var pushes sync.WaitGroup
+			defer pushes.Wait()
+			defer func() {
+				for _, conn := range conns {
+					conn.Close()
+				}
+			}()
+			for _, p := range peers {
+				pushes.Go(func() {
+					_, _ = master.Push(t.Context(), p, nil)
+					p.Close()
+				})
+			}
+			held := func() int64 {
+				return one[int64](t, c[0].dsn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`)
+			}
+			until := time.Now().Add(5 * time.Second)
+			for held() == 0 && time.Now().Before(until) {
+				<-time.After(10 * time.Millisecond)
+			}
+			for range 20 { // others may still begin
+				bounded, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				if _, err := master.State(bounded); err != nil {
+					t.Fatalf("with %d pushes under way: %v", held(), err)
+				}
+				cancel()
+			}
+		})
 	}
 }
