@@ -194,7 +194,7 @@ type sending struct {
 	large    int64             // tables of so many rows go by themselves
 	part     time.Duration     // so long a large table is sent before the peer keeps what it has
 	whole    bool              // every row goes, also where buckets of rows are equal
-	sums     map[string]string // by table, our kept sums; of a full push
+	sums     map[string]string // by table, our kept sums; nil: not asked for
 
 	// The transaction at the peer:
 	began time.Time // when the first row of a large table went out in it; zero: none did
@@ -222,16 +222,23 @@ func (s *sending) wantsDelta(ctx context.Context) (bool, error) {
 	if err != nil || len(touched) == 0 {
 		return err == nil, err
 	}
-	var sums map[string]string
-	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&sums); err != nil {
+	if err := s.readSums(ctx); err != nil {
 		return false, err
 	}
 	for t, n := range touched {
-		if n*deltaShare > rowsOf(sums[t]) {
+		if n*deltaShare > rowsOf(s.sums[t]) {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// readSums reads our kept sums, once.
+func (s *sending) readSums(ctx context.Context) error {
+	if s.sums != nil {
+		return nil
+	}
+	return s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&s.sums)
 }
 
 // delta sends what commits since the peer's position touched.
@@ -249,7 +256,7 @@ func (s *sending) delta(ctx context.Context) error {
 // full sends the tables whose digest differs.
 func (s *sending) full(ctx context.Context) error {
 	// What the peer undid is still what it has, but its own commits may have gone on; it is a slave, so they have not.
-	if err := s.tx.QueryRow(ctx, "SELECT node.sums()").Scan(&s.sums); err != nil {
+	if err := s.readSums(ctx); err != nil {
 		return err
 	}
 	sums := s.sums
