@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -78,6 +79,36 @@ func TestAConnectionForBulkIsKeptWhileItIsWeighed(t *testing.T) {
 	p.a.mu.Unlock()
 	if bulk == nil || bulk.channels() != 1 {
 		t.Error("the stream is not on the connection for bulk")
+	}
+}
+
+// Over a line where a block takes longer than anybody waits for a stream, the connection is weighed by it all the same, and is there for
+// the next try.
+func TestAThinLineIsWeighedByOneBlock(t *testing.T) {
+	p := pairBy(t, config.TunnelSSH)
+	beside, err := p.a.session(t.Context(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := p.a.bulk(t.Context(), beside)
+	if s == nil {
+		t.Fatal("no connection for bulk")
+	}
+	p.tcp.slow(300 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if c, err := p.a.DialBulk(ctx, 2, "echo"); err == nil {
+		c.Close()
+		t.Fatal("the line is not slow")
+	}
+	s.release()
+	<-s.weighed
+	if err := s.reason(); err != nil {
+		t.Fatalf("the connection has ended before it was weighed: %v", err)
+	}
+	p.tcp.slow(0)
+	if c := p.a.mustDialBulk(2).(*conn); !c.packed {
+		t.Error("the stream is not packed")
 	}
 }
 

@@ -27,8 +27,10 @@ const (
 	// from which on a link is taken for slow: one of about 100 Mbit/s and less, or of a long round trip. Within a site it is a millisecond.
 	weighBytes = 64 << 10
 	slowBlock  = 5 * time.Millisecond
-	// weighTries is how often they are sent until they are fast once: a processor may have been busy.
-	weighTries = 3
+	// weighTries is how often they are sent until they are fast once: a processor may have been busy. After so many times slowBlock it was
+	// none, and nobody waits longer: a line that is as thin as that has enough to carry.
+	weighTries    = 3
+	weighPatience = 20
 	// weighRequest names the global request that carries them. No node grants it; the refusal is the answer.
 	weighRequest = "weigh@mailproxy"
 )
@@ -41,8 +43,11 @@ func (s *session) isSlow(ctx context.Context) bool {
 			close(s.weighed) // the session has ended
 		}
 	})
+	timer := time.NewTimer(weighPatience * s.t.timing.slow)
+	defer timer.Stop()
 	select {
 	case <-s.weighed:
+	case <-timer.C:
 	case <-ctx.Done():
 	}
 	return s.slow.Load()
@@ -56,8 +61,11 @@ func (s *session) weighLink() {
 		if _, _, err := s.ssh.SendRequest(weighRequest, true, block); err != nil {
 			return // who dials next hears of it
 		}
-		if time.Since(start) < s.t.timing.slow {
+		took := time.Since(start)
+		if took < s.t.timing.slow {
 			s.slow.Store(false)
+		}
+		if took < s.t.timing.slow || took > weighPatience*s.t.timing.slow {
 			return
 		}
 	}
