@@ -389,6 +389,33 @@ func TestListenIsWokenAgainAfterItsConnectionBroke(t *testing.T) {
 	wg.Wait()
 }
 
+// A standby that takes over without the last commit gives its number to the next one. What was loaded before is no base then.
+func TestAfterAFailoverThatLostACommitEverythingIsLoaded(t *testing.T) {
+	dsn := pgtest.New(t)
+	d := openDSN(t, dsn)
+	put(t, d, "a.test")
+	put(t, d, "lost.test")
+	if got := names(t, d); !slices.Equal(got, []string{"a.test", "lost.test"}) {
+		t.Fatalf("domains %v", got)
+	}
+	n := &node{DB: d, dsn: dsn}
+	n.sql(t, "SET session_replication_role = replica", // as the standby has it
+		"DELETE FROM config.domain WHERE name = 'lost.test'", "DELETE FROM config.change WHERE serial = 2", "DELETE FROM config.history WHERE serial = 2",
+		"SELECT node.recount()", "UPDATE node.position SET serial = 1, rewrites = rewrites - 1")
+	put(t, d, "b.test")
+	put(t, d, "c.test")
+	woken := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = d.Listen(ctx, func() { woken <- struct{}{} }) })
+	defer wg.Wait()
+	defer cancel()
+	wait(t, woken)
+	if got := names(t, d); !slices.Equal(got, []string{"a.test", "b.test", "c.test"}) {
+		t.Errorf("domains %v", got)
+	}
+}
+
 func TestEveryMethodFailsWhileTheServerIsAway(t *testing.T) {
 	d, err := db.Open(db.Options{DSN: "host=" + t.TempDir() + " user=x dbname=x"})
 	if err != nil {

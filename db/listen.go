@@ -56,6 +56,7 @@ func (d *DB) listenOnce(ctx context.Context, wake func(), every, longest time.Du
 	if _, err := conn.Exec(ctx, "LISTEN mailproxy"); err != nil {
 		return err
 	}
+	d.forgetLoaded()
 	wake()
 	for next := time.Now().Add(every); ; {
 		bounded, cancel := context.WithDeadline(ctx, next)
@@ -77,6 +78,14 @@ func (d *DB) listenOnce(ctx context.Context, wake func(), every, longest time.Du
 		}
 		next = time.Now().Add(every)
 	}
+}
+
+// forgetLoaded has the next Load read everything. It may be another server that answers by now, and one that has taken over without the last
+// commits gives their numbers to other ones.
+func (d *DB) forgetLoaded() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.loaded = nil
 }
 
 // closeConn says good-bye in bounded time.
