@@ -169,7 +169,7 @@ func domains(t testing.TB, d *db.DB) []string {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, x := range s.Domains {
+	for x := range s.Domains.All() {
 		names = append(names, x.Name)
 	}
 	return names

@@ -139,7 +139,7 @@ func TestRowsChangedByHandShowAsDriftAndSyncPutsThemRight(t *testing.T) {
 	repaired := func() {
 		t.Helper()
 		eventually(t, "in sync again", func() bool { return nodes[0].status(StatusParams{}).InSync })
-		if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "" {
+		if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains.Get("a.test").Comment != "" {
 			t.Errorf("after the repair: %+v, %v", s, err)
 		}
 	}
@@ -187,7 +187,7 @@ func TestARepairSeesRowsThatWereChangedByHandJustNow(t *testing.T) {
 			if err := repair(nodes[0].operator()); err != nil {
 				t.Fatal(err)
 			}
-			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "" {
+			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains.Get("a.test").Comment != "" {
 				t.Errorf("after the repair: %+v, %v", s.Domains, err)
 			}
 			nodes[0].mustPutDomain("b.test") // what else is pushed then
@@ -196,7 +196,7 @@ func TestARepairSeesRowsThatWereChangedByHandJustNow(t *testing.T) {
 			if err := repair(nodes[0].operator()); err != nil {
 				t.Fatalf("on both: %v", err)
 			}
-			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains[0].Comment != "too" {
+			if s, err := nodes[1].db.Load(t.Context()); err != nil || s.Domains.Get("a.test").Comment != "too" {
 				t.Errorf("after the repair of both: %+v, %v", s.Domains, err)
 			}
 			nodes[0].mustPutDomain("a.test")
@@ -228,7 +228,7 @@ func TestRowsChangedByHandOnTheMasterBecomeACommitOfSync(t *testing.T) {
 			eventually(t, "all in sync", func() bool { return nodes[0].status(StatusParams{Verify: true}).InSync })
 			for _, n := range nodes {
 				s, err := n.db.Load(t.Context())
-				if err != nil || s.Position.Serial != before.Serial+1 || s.Domains[0].Comment != "by hand" {
+				if err != nil || s.Position.Serial != before.Serial+1 || s.Domains.Get("a.test").Comment != "by hand" {
 					t.Errorf("%s: %+v, %v", n.local.Name, s, err)
 				}
 				if st := n.state(); st.JournalLen != 0 {

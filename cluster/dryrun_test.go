@@ -48,7 +48,7 @@ func TestADryRunOfAJoinMakesAllChecksAndChangesNothing(t *testing.T) {
 	for range 2 { // it can be run again, by a node that has no key yet
 		out, err := n.operator().CheckJoin(t.Context(), p)
 		if err != nil || out.CID != 3 || out.Members != 2 || out.ClusterID != there.ClusterID || out.Position != there.Position || out.Rows < 3 ||
-			len(out.Own.Domains) != 1 {
+			out.Own.Domains.Len() != 1 {
 			t.Errorf("the outlook is %+v, %v", out, err)
 		}
 	}

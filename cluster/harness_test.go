@@ -284,7 +284,7 @@ func (n *testNode) mustPutDomain(name string) config.Position {
 
 func (n *testNode) hasDomain(name string) bool {
 	s, err := n.db.Load(n.t.Context())
-	return err == nil && slices.ContainsFunc(s.Domains, func(d config.Domain) bool { return d.Name == name })
+	return err == nil && s.Domains.Get(name) != nil
 }
 
 func (n *testNode) putSecret(name, value string) {

@@ -36,7 +36,7 @@ func Diff(a, b *Snapshot) []Difference {
 	all = append(all, diff(a.Settings, b.Settings, describeSetting)...)
 	all = append(all, diff(a.Networks, b.Networks, describeNetwork)...)
 	all = append(all, diff(a.Transports, b.Transports, describeTransport)...)
-	all = append(all, diff(a.Domains, b.Domains, describeDomain)...)
+	all = append(all, diff(a.Domains.List(), b.Domains.List(), describeDomain)...)
 	all = append(all, diff(a.Certificates, b.Certificates, describeCertificate)...)
 	all = append(all, diff(a.TLSSenders, b.TLSSenders, describeTLSSender)...)
 	return append(all, diffRecipients(a.Recipients, b.Recipients)...)

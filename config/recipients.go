@@ -37,9 +37,8 @@ func ParseRecipient(s string) (local, domain string, err error) {
 }
 
 // checkRecipients finds what a list cannot have: names that are not normal, or twice, or out of order.
-func checkRecipients(r *RecipientList, domains []Domain) error {
-	_, ours := slices.BinarySearchFunc(domains, r.Domain, func(d Domain, name string) int { return strings.Compare(d.Name, name) })
-	if !ours && !slices.ContainsFunc(domains, func(d Domain) bool { return d.Name == r.Domain }) {
+func checkRecipients(r *RecipientList, domains Domains) error {
+	if domains.Get(r.Domain) == nil {
 		return fmt.Errorf("no such domain: %s", r.Domain)
 	}
 	for i, local := range r.Locals {

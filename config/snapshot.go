@@ -17,7 +17,7 @@ type Snapshot struct {
 	Settings   []Setting   `json:"settings,omitempty"`   // by name; only those that differ from their default
 	Networks   []Network   `json:"networks,omitempty"`   // by prefix
 	Transports []Transport `json:"transports,omitempty"` // by name
-	Domains    []Domain    `json:"domains,omitempty"`    // by name
+	Domains    Domains     `json:"domains,omitzero"`
 
 	Recipients []RecipientList `json:"recipients,omitempty"` // by domain
 

@@ -60,7 +60,7 @@ func (p *Parts) Locate(err error) error {
 // With gives a copy of s whose settings, networks, transports and domains are those of p.
 func (s *Snapshot) With(p *Parts) *Snapshot {
 	n := *s
-	n.Settings, n.Networks, n.Transports, n.Domains = p.Settings, p.Networks, p.Transports, p.Domains
+	n.Settings, n.Networks, n.Transports, n.Domains = p.Settings, p.Networks, p.Transports, NewDomains(p.Domains)
 	n.Recipients, n.Certificates, n.TLSSenders = p.Recipients, p.Certificates, p.TLSSenders
 	return &n
 }
@@ -359,8 +359,7 @@ func ComparePrefix(a, b netip.Prefix) int {
 // Text gives the configuration as TOML for people, git and ParseText: in a stable order, without what was not set.
 func (s *Snapshot) Text() []byte {
 	var b bytes.Buffer
-	p := Parts{Settings: slices.Clone(s.Settings), Networks: slices.Clone(s.Networks),
-		Transports: slices.Clone(s.Transports), Domains: slices.Clone(s.Domains),
+	p := Parts{Settings: slices.Clone(s.Settings), Networks: slices.Clone(s.Networks), Transports: slices.Clone(s.Transports),
 		Certificates: slices.Clone(s.Certificates), TLSSenders: slices.Clone(s.TLSSenders)}
 	p.sort()
 	fmt.Fprintf(&b, "# mailproxy configuration at %v\n", s.Position)
@@ -386,8 +385,7 @@ func (s *Snapshot) Text() []byte {
 		writeString(&b, "tell", string(x.Tell))
 		writeString(&b, "queue_life", x.QueueLife.String())
 	}
-	for i := range p.Domains {
-		x := &p.Domains[i]
+	for x := range s.Domains.All() {
 		b.WriteString("\n[[domain]]\n")
 		writeString(&b, "name", x.Name)
 		writeString(&b, "transport", x.Transport)

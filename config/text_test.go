@@ -13,7 +13,7 @@ import (
 )
 
 var compareParts = cmp.Options{cmpopts.IgnoreUnexported(Parts{}), cmpopts.EquateEmpty(),
-	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Transformer("list", Domains.List)}
 
 const example = `# made by hand
 [settings]
@@ -224,12 +224,11 @@ func TestTextIsReadBackAsItWasWritten(t *testing.T) {
 func TestDiff(t *testing.T) {
 	a, b := sound(), sound()
 	b.Settings = []Setting{{"max_errors", ""}}
-	b.Domains[0].Hosts = []string{"10.0.0.2:25"}
 	b.Transports = b.Transports[:1]
 	b.Transports[0].Order, b.Transports[0].Tell = OrderRoundRobin, TellProxy
 	b.Transports[0].User, b.Transports[0].Password = "us", "secret:x"
 	b.Networks = append(b.Networks, prefix("192.0.2.0/24"))
-	b.Domains = b.Domains[:1]
+	b.Domains = NewDomains([]Domain{{Name: "a.test", Hosts: []string{"10.0.0.2:25"}, Comment: "first"}})
 	a.Recipients = []RecipientList{{"a.test", []string{"a", "b", "c"}}, {"b.test", []string{"*"}}, {"d.test", []string{"x"}}}
 	b.Recipients = []RecipientList{{"a.test", []string{"b", "d", "e", "f"}}, {"c.test", []string{"a", "b"}}, {"d.test", []string{"x"}}}
 	var got []string

@@ -40,11 +40,7 @@ func Validate(s *Snapshot) error {
 			c.add("transport "+t.Name, "%v", err)
 		}
 	}
-	for i := range s.Domains {
-		if err := checkDomain(&s.Domains[i], transports, hosts); err != nil {
-			c.add("domain "+s.Domains[i].Name, "%v", err)
-		}
-	}
+	checkDomains(&c, s.Domains, transports, hosts)
 	for i := range s.Certificates {
 		if err := checkCertificate(&s.Certificates[i]); err != nil {
 			c.add("certificate "+s.Certificates[i].Name, "%v", err)
@@ -90,14 +86,6 @@ func checkUnique(c *collector, s *Snapshot) {
 	}
 	for _, x := range s.TLSSenders {
 		once("tls_sender " + x.Domain)
-	}
-	for i := 1; i < len(s.Domains); i++ {
-		if s.Domains[i-1].Name >= s.Domains[i].Name { // not in strict order: look closely
-			for i := range s.Domains {
-				once("domain " + s.Domains[i].Name)
-			}
-			return
-		}
 	}
 }
 
@@ -163,6 +151,19 @@ func checkLogin(t Transport) error {
 		return fmt.Errorf("user is longer than 255 octets or has control characters in it")
 	}
 	return CheckSecretName(name)
+}
+
+func checkDomains(c *collector, domains Domains, transports map[string]bool, hosts hostChecker) {
+	var before *Domain
+	for d := range domains.All() {
+		if err := checkDomain(d, transports, hosts); err != nil {
+			c.add("domain "+d.Name, "%v", err)
+		}
+		if before != nil && before.Name == d.Name {
+			c.add("domain "+d.Name, "stands there twice")
+		}
+		before = d
+	}
 }
 
 func checkDomain(d *Domain, transports map[string]bool, hosts hostChecker) error {

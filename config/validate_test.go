@@ -15,8 +15,17 @@ func sound() *Snapshot {
 		Transports: []Transport{{Name: "smart", Hosts: []string{"10.0.0.9:587"}, TLS: TLSEncrypt}, {Name: "mx"},
 			{Name: "all", Hosts: []string{"a.test:25", "b.test:25"}, Order: OrderRoundRobin, TLS: TLSVerify, User: "us@a.test", Password: "secret:smtp",
 				Tell: TellXClient}},
-		Domains: []Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25", "[::1]:25"}, Comment: "first"},
-			{Name: "b.test", Transport: "mx"}},
+		Domains: NewDomains([]Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25", "[::1]:25"}, Comment: "first"},
+			{Name: "b.test", Transport: "mx"}}),
+	}
+}
+
+// domain breaks one of a snapshot's domains.
+func domain(i int, breaks func(*Domain)) func(*Snapshot) {
+	return func(s *Snapshot) {
+		list := s.Domains.List()
+		breaks(&list[i])
+		s.Domains = NewDomains(list)
 	}
 }
 
@@ -66,17 +75,17 @@ func TestValidateNamesObjectAndReason(t *testing.T) {
 			"transport smart: user is longer than 255 octets or has control characters in it"},
 		{"host without a port", func(s *Snapshot) { s.Transports[0].Hosts[0] = "a.test" },
 			"transport smart: host a.test is not in its normal form, want a.test:25"},
-		{"host that is none", func(s *Snapshot) { s.Domains[0].Hosts[0] = "a b:25" },
+		{"host that is none", domain(0, func(d *Domain) { d.Hosts[0] = "a b:25" }),
 			`domain a.test: "a b" is neither a host name nor an IP address`},
-		{"host twice", func(s *Snapshot) { s.Domains[0].Hosts[1] = s.Domains[0].Hosts[0] }, "domain a.test: host 10.0.0.1:25 stands there twice"},
-		{"too many hosts", func(s *Snapshot) { s.Domains[0].Hosts = make([]string, 33) }, "domain a.test: 33 hosts, want at most 32"},
-		{"domain in capitals", func(s *Snapshot) { s.Domains[0].Name = "A.test" }, "domain A.test: is not in its normal form, want a.test"},
-		{"domain that is an address", func(s *Snapshot) { s.Domains[0].Name = "10.0.0.1" },
+		{"host twice", domain(0, func(d *Domain) { d.Hosts[1] = d.Hosts[0] }), "domain a.test: host 10.0.0.1:25 stands there twice"},
+		{"too many hosts", domain(0, func(d *Domain) { d.Hosts = make([]string, 33) }), "domain a.test: 33 hosts, want at most 32"},
+		{"domain in capitals", domain(0, func(d *Domain) { d.Name = "A.test" }), "domain A.test: is not in its normal form, want a.test"},
+		{"domain that is an address", domain(0, func(d *Domain) { d.Name = "10.0.0.1" }),
 			`domain 10.0.0.1: "10.0.0.1" is an IP address, not a domain name`},
-		{"domain to nowhere", func(s *Snapshot) { s.Domains[0].Hosts = nil }, "domain a.test: has neither hosts nor a transport"},
-		{"domain to both", func(s *Snapshot) { s.Domains[0].Transport = "mx" }, "domain a.test: has both hosts and a transport"},
-		{"domain's transport is not there", func(s *Snapshot) { s.Domains[1].Transport = "none" }, "domain b.test: no such transport: none"},
-		{"domain twice", func(s *Snapshot) { s.Domains[1].Name = "a.test" }, "domain a.test: stands there twice"},
+		{"domain to nowhere", domain(0, func(d *Domain) { d.Hosts = nil }), "domain a.test: has neither hosts nor a transport"},
+		{"domain to both", domain(0, func(d *Domain) { d.Transport = "mx" }), "domain a.test: has both hosts and a transport"},
+		{"domain's transport is not there", domain(1, func(d *Domain) { d.Transport = "none" }), "domain b.test: no such transport: none"},
+		{"domain twice", domain(1, func(d *Domain) { d.Name = "a.test" }), "domain a.test: stands there twice"},
 		{"recipients of no domain", func(s *Snapshot) { s.Recipients = []RecipientList{{"c.test", []string{"x"}}} }, "recipients c.test: no such domain: c.test"},
 		{"recipient in capitals", func(s *Snapshot) { s.Recipients = []RecipientList{{"a.test", []string{"X"}}} }, `recipients a.test: "X" is not in lower case`},
 		{"recipient in capitals of another script", func(s *Snapshot) { s.Recipients = []RecipientList{{"a.test", []string{"Ä"}}} },
@@ -93,7 +102,7 @@ func TestValidateNamesObjectAndReason(t *testing.T) {
 			s.Recipients = []RecipientList{{"a.test", []string{"a"}}, {"a.test", []string{"b"}}}
 		}, `recipients a.test: stands there twice, or not in order`},
 		{"setting twice", func(s *Snapshot) { s.Settings = append(s.Settings, s.Settings[0]) }, "setting outbound_transport: stands there twice"},
-		{"comment of two lines", func(s *Snapshot) { s.Domains[0].Comment = "a\nb" }, "domain a.test: comment has control characters in it"},
+		{"comment of two lines", domain(0, func(d *Domain) { d.Comment = "a\nb" }), "domain a.test: comment has control characters in it"},
 		{"endless comment", func(s *Snapshot) { s.Networks[0].Comment = strings.Repeat("ä", 501) },
 			"network 10.0.0.0/8: comment is longer than 500 characters"},
 	} {

@@ -26,7 +26,7 @@ func TestCreateKeepsAllDataAndBeginsEpoch1(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	snap, err := n.Load(t.Context())
-	if err != nil || len(snap.Nodes) != 1 || len(snap.CAs) != 1 || len(snap.Domains) != 1 || snap.ClusterID != clusterID {
+	if err != nil || len(snap.Nodes) != 1 || len(snap.CAs) != 1 || snap.Domains.Len() != 1 || snap.ClusterID != clusterID {
 		t.Errorf("snapshot %+v, %v", snap, err)
 	}
 	if err := n.CreateCluster(t.Context(), p); !errors.Is(err, db.ErrExists) {

@@ -71,7 +71,7 @@ func TestACheckSeesTheOutcomeAndRefusesIt(t *testing.T) {
 	_, err := d.Commit(t.Context(), author, func(ctx context.Context, tx *db.Tx) error {
 		return errors.Join(tx.DeleteDomain(ctx, "a.test"), tx.PutDomain(ctx, config.Domain{Name: "b.test"}))
 	}, func(s *config.Snapshot) error {
-		for _, x := range s.Domains {
+		for x := range s.Domains.All() {
 			seen = append(seen, x.Name)
 		}
 		return refused
@@ -134,7 +134,7 @@ func TestLoadGivesEverythingInOrder(t *testing.T) {
 	if len(s.Revoked) != 1 || s.Revoked[0].CID != 3 || s.Revoked[0].PublicKey != member(3).PublicKey {
 		t.Errorf("revoked %+v", s.Revoked)
 	}
-	got := fmt.Sprint(s.CAs, s.Settings, s.Networks, s.Transports, s.Domains)
+	got := fmt.Sprint(s.CAs, s.Settings, s.Networks, s.Transports, s.Domains.List())
 	want := "[{f k 2 2026-01-02 03:04:05.000006 +0000 UTC}] [{a 2} {b 1}] [{10.0.0.0/8 } {2001:db8::/32 six}] [{t [a:25 b:25]  verify    1d12h} {u [c:25] round-robin encrypt us secret:x proxy }] " +
 		"[{_.test  [] } {a.test  [h:25] } {z.test t [] }]"
 	if got != want {

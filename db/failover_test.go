@@ -116,7 +116,7 @@ func domains(t *testing.T, d *db.DB) string {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, v := range s.Domains {
+	for v := range s.Domains.All() {
 		names = append(names, v.Name)
 	}
 	return strings.Join(names, " ")

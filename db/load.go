@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -121,10 +119,11 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 			return reread(ctx, q, &s.Transports, scanTransport, selectTransport+` ORDER BY name COLLATE "C"`)
 		}},
 		{"domain", func() error {
-			if touched == nil || touched["domain"] > manyDomains {
-				return reread(ctx, q, &s.Domains, scanDomain, selectDomain+` ORDER BY name COLLATE "C"`)
-			}
 			var err error
+			if touched == nil || touched["domain"] > manyDomains {
+				s.Domains, err = readDomains(ctx, q)
+				return err
+			}
 			s.Domains, err = patchDomains(ctx, q, s.Domains, base.state.Position.Serial, s.Position.Serial)
 			return err
 		}},
@@ -153,34 +152,33 @@ func refresh(ctx context.Context, q querier, s *config.Snapshot, touched map[str
 	return nil
 }
 
-// patchDomains makes a new list of the old one and the domains that commits after a serial touched. Both are sorted by name.
-func patchDomains(ctx context.Context, q querier, old []config.Domain, after, upto int64) ([]config.Domain, error) {
+// readDomains reads all of them.
+func readDomains(ctx context.Context, q querier) (config.Domains, error) {
+	var all []config.Domain
+	err := collect(ctx, q, &all, scanDomain, selectDomain+` ORDER BY name COLLATE "C"`)
+	return config.NewDomains(all), err
+}
+
+// patchDomains makes a new list of the old one and the domains that commits after a serial touched.
+func patchDomains(ctx context.Context, q querier, old config.Domains, after, upto int64) (config.Domains, error) {
 	var names []string
 	err := collect(ctx, q, &names, func(r pgx.Rows, s *string) error { return r.Scan(s) },
 		`SELECT DISTINCT key->>'name' FROM config.change WHERE serial > $1 AND serial <= $2 AND tab = 'domain'`, after, upto)
 	if err != nil {
-		return nil, err
+		return old, err
 	}
-	var fresh []config.Domain
-	err = collect(ctx, q, &fresh, scanDomain, selectDomain+` WHERE name = ANY ($1) ORDER BY name COLLATE "C"`, names)
-	if err != nil {
-		return nil, err
+	var there []config.Domain
+	if err := collect(ctx, q, &there, scanDomain, selectDomain+` WHERE name = ANY ($1)`, names); err != nil {
+		return old, err
 	}
-	slices.Sort(names)
-	list := make([]config.Domain, 0, len(old)+len(fresh))
-	rest := old
+	changes := make(map[string]*config.Domain, len(names))
 	for _, name := range names {
-		at, found := slices.BinarySearchFunc(rest, name, func(d config.Domain, name string) int { return strings.Compare(d.Name, name) })
-		list = append(list, rest[:at]...)
-		if rest = rest[at:]; found {
-			rest = rest[1:]
-		}
-		if len(fresh) > 0 && fresh[0].Name == name {
-			list = append(list, fresh[0])
-			fresh = fresh[1:]
-		}
+		changes[name] = nil
 	}
-	return append(list, rest...), nil
+	for i := range there {
+		changes[there[i].Name] = &there[i]
+	}
+	return old.Patch(changes), nil
 }
 
 const (

@@ -300,7 +300,7 @@ func names(t testing.TB, d *db.DB) []string {
 		t.Fatal(err)
 	}
 	var l []string
-	for _, x := range s.Domains {
+	for x := range s.Domains.All() {
 		l = append(l, x.Name)
 	}
 	return l

@@ -25,7 +25,7 @@ func Patch(s *config.Snapshot, changes []Change, image func(Change) json.RawMess
 	settings, networks := byKey(s.Settings, settingKey), byKey(s.Networks, networkKey)
 	recipients := recipientSets{}
 	certificates, tlsSenders := byKey(s.Certificates, certificateKey), byKey(s.TLSSenders, tlsSenderKey)
-	transports, domains := byKey(s.Transports, transportKey), byKey(s.Domains, domainKey)
+	transports, domains := byKey(s.Transports, transportKey), byKey(s.Domains.List(), domainKey)
 	for _, c := range changes {
 		var err error
 		switch c.Table {

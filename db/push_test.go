@@ -328,11 +328,11 @@ func loadDomain(t testing.TB, d *db.DB, name string) config.Domain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(s.Domains, func(d config.Domain) bool { return d.Name == name })
-	if i < 0 {
+	found := s.Domains.Get(name)
+	if found == nil {
 		t.Fatalf("no domain %s", name)
 	}
-	return s.Domains[i]
+	return *found
 }
 
 // A push of the touched rows, and one of whole tables, both say before the first row how many there will be.

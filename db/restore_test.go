@@ -131,8 +131,8 @@ func TestASingleNodeTakesTheConfigurationAndNotTheCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Domains[0].Comment != odd || len(s.Domains[0].Hosts) != 2 {
-		t.Errorf("odd.test: %+v", s.Domains[0])
+	if d := s.Domains.Get("odd.test"); d.Comment != odd || len(d.Hosts) != 2 {
+		t.Errorf("odd.test: %+v", d)
 	}
 	if secret, err := fresh.Secret(t.Context(), "dkim"); err != nil || !bytes.Equal(secret, []byte{0, 1, '\\', '\n', 255}) {
 		t.Errorf("secret: %q, %v", secret, err)

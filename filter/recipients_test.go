@@ -36,7 +36,8 @@ func TestADomainMayHaveAListOfItsRecipients(t *testing.T) {
 
 // large has so many domains, each with one recipient, and as many recipients of another.
 func large(n int) *config.Snapshot {
-	s := &config.Snapshot{Domains: []config.Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25"}}}}
+	s := &config.Snapshot{}
+	domains := []config.Domain{{Name: "a.test", Hosts: []string{"10.0.0.1:25"}}}
 	all := config.RecipientList{Domain: "a.test"}
 	for i := range n {
 		all.Locals = append(all.Locals, fmt.Sprintf("r%06d", i))
@@ -44,9 +45,10 @@ func large(n int) *config.Snapshot {
 	s.Recipients = append(s.Recipients, all)
 	for i := range n {
 		name := fmt.Sprintf("d%06d.test", i)
-		s.Domains = append(s.Domains, config.Domain{Name: name, Hosts: []string{"10.0.0.1:25"}})
+		domains = append(domains, config.Domain{Name: name, Hosts: []string{"10.0.0.1:25"}})
 		s.Recipients = append(s.Recipients, config.RecipientList{Domain: name, Locals: []string{"info"}})
 	}
+	s.Domains = config.NewDomains(domains)
 	return s
 }
 

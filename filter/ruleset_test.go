@@ -36,10 +36,10 @@ func sample() *config.Snapshot {
 	return &config.Snapshot{
 		Networks:   []config.Network{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("2001:db8::/32")}},
 		Transports: []config.Transport{{Name: "smarthost", Hosts: []string{"smart.test:25"}}, {Name: "inside", Hosts: []string{"10.0.0.1:25"}, TLS: config.TLSNone}},
-		Domains: []config.Domain{
+		Domains: config.NewDomains([]config.Domain{
 			{Name: "one.test", Hosts: []string{"10.0.0.2:25"}}, {Name: "two.test", Transport: "inside"},
 			{Name: "xn--bcher-kva.test", Hosts: []string{"10.0.0.3:25"}},
-		},
+		}),
 	}
 }
 
@@ -118,12 +118,6 @@ func TestWhatDoesNotCompileIsNamed(t *testing.T) {
 		change func(*config.Snapshot)
 		want   string
 	}{
-		{"a transport that is not there", func(s *config.Snapshot) { s.Domains[1].Transport = "gone" }, "domain two.test: no such transport: gone"},
-		{"no way", func(s *config.Snapshot) { s.Domains[0].Hosts = nil }, "domain one.test: has neither hosts nor a transport"},
-		{"two ways", func(s *config.Snapshot) { s.Domains[0].Transport = "inside" }, "domain one.test: has both hosts and a transport"},
-		{"no name", func(s *config.Snapshot) { s.Domains[0].Name = "" }, "domain: has no name"},
-		{"twice", func(s *config.Snapshot) { s.Domains[1].Name = "one.test" }, "domain one.test: stands there twice"},
-		{"twice, not side by side", func(s *config.Snapshot) { s.Domains[2].Name = "one.test" }, "domain one.test: stands there twice"},
 		{"a network that is none", func(s *config.Snapshot) { s.Networks[0].Prefix = netip.Prefix{} }, "is not a network"},
 		{"an outbound transport that is not there", func(s *config.Snapshot) {
 			s.Settings = []config.Setting{{Name: "outbound_transport", Value: "gone"}}
@@ -142,20 +136,6 @@ func TestWhatDoesNotCompileIsNamed(t *testing.T) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
 		})
-	}
-}
-
-func TestDomainsNeedNotBeSorted(t *testing.T) {
-	s := sample()
-	s.Domains[0], s.Domains[2] = s.Domains[2], s.Domains[0]
-	r := compile(t, s)
-	for _, d := range s.Domains {
-		if !r.Ours(mail.Path{Local: "x", Domain: d.Name}) {
-			t.Errorf("%s is not found", d.Name)
-		}
-	}
-	if s.Domains[0].Name != "xn--bcher-kva.test" {
-		t.Error("the snapshot was changed")
 	}
 }
 
@@ -201,12 +181,12 @@ func TestDecideDeliversAndNamesTheRule(t *testing.T) {
 }
 
 func many(n int) *config.Snapshot {
-	s := &config.Snapshot{Domains: make([]config.Domain, n)}
+	list := make([]config.Domain, n)
 	hosts := []string{"10.0.0.1:25"}
-	for i := range s.Domains {
-		s.Domains[i] = config.Domain{Name: fmt.Sprintf("d%06d.example.test", i), Hosts: hosts}
+	for i := range list {
+		list[i] = config.Domain{Name: fmt.Sprintf("d%06d.example.test", i), Hosts: hosts}
 	}
-	return s
+	return &config.Snapshot{Domains: config.NewDomains(list)}
 }
 
 func TestCompileOfManyDomainsIsFast(t *testing.T) {

@@ -113,7 +113,7 @@ func (d *dialog) scene(f []string, text string) bool {
 		key, reply, _ := strings.Cut(rest, " = ")
 		d.hops[f[1]].set(key, strings.NewReplacer(`\r`, "\r", `\n`, "\n").Replace(reply))
 	case f[0] == "domain":
-		d.snapshot.Domains = append(d.snapshot.Domains, config.Domain{Name: f[1], Hosts: []string{d.hops[f[2]].addr()}})
+		d.snapshot.Domains = d.snapshot.Domains.Patch(map[string]*config.Domain{f[1]: {Name: f[1], Hosts: []string{d.hops[f[2]].addr()}}})
 	case f[0] == "set":
 		d.snapshot.Settings = append(d.snapshot.Settings, config.Setting{Name: f[1], Value: f[2]})
 	case f[0] == "trust":

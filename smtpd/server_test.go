@@ -58,11 +58,11 @@ func (l *logBuffer) String() string {
 
 // snapshot relays for the domains given as name, host, name, host…
 func snapshot(pairs ...string) *config.Snapshot {
-	s := &config.Snapshot{}
+	var list []config.Domain
 	for i := 0; i < len(pairs); i += 2 {
-		s.Domains = append(s.Domains, config.Domain{Name: pairs[i], Hosts: []string{pairs[i+1]}})
+		list = append(list, config.Domain{Name: pairs[i], Hosts: []string{pairs[i+1]}})
 	}
-	return s
+	return &config.Snapshot{Domains: config.NewDomains(list)}
 }
 
 func newRig(t testing.TB, s *config.Snapshot, change func(*Options)) *rig {

@@ -437,7 +437,7 @@ func TestInternationalizedAddresses(t *testing.T) {
 }
 
 func TestBothFormsOfADomainGoToOneNextHop(t *testing.T) {
-	s := &config.Snapshot{Domains: []config.Domain{{Name: "xn--bcher-kva.test", Transport: "way"}}, Transports: []config.Transport{{Name: "way"}}}
+	s := &config.Snapshot{Domains: config.NewDomains([]config.Domain{{Name: "xn--bcher-kva.test", Transport: "way"}}), Transports: []config.Transport{{Name: "way"}}}
 	g := newRig(t, s, nil)
 	c := newConn(g.server, nopConn{}, Kind{}, g.rules.Load())
 	c.tx = &transaction{rules: g.rules.Load(), settings: g.rules.Load().Settings()}

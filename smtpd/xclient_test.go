@@ -188,7 +188,7 @@ func TestOneNodeTellsAnotherWhoItsClientIs(t *testing.T) {
 	}
 	for tell, g := range second {
 		s := &config.Snapshot{
-			Domains:    []config.Domain{{Name: "one.test", Transport: "second"}},
+			Domains:    config.NewDomains([]config.Domain{{Name: "one.test", Transport: "second"}}),
 			Transports: []config.Transport{{Name: "second", Hosts: []string{g.addr}, TLS: config.TLSNone, Tell: tell}},
 		}
 		first := behind(t, s, nil)

@@ -64,7 +64,7 @@ type configView struct {
 
 func configShow(c *cli.Context) error {
 	return show(c, func(s *config.Snapshot) any {
-		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), nonNil(s.Domains), nonNil(s.Recipients),
+		return configView{s.Position, nonNil(s.Settings), nonNil(s.Networks), nonNil(s.Transports), s.Domains.List(), nonNil(s.Recipients),
 			nonNil(s.Certificates), nonNil(s.TLSSenders)}
 	}, func(s *config.Snapshot) error {
 		_, err := c.App.Writer.Write(s.Text())
@@ -260,9 +260,9 @@ func putDifferences(ctx context.Context, tx *db.Tx, after *config.Snapshot, diff
 		}
 	}
 	var domains []config.Domain
-	for _, x := range after.Domains {
+	for x := range after.Domains.All() {
 		if put["domain "+x.Name] {
-			domains = append(domains, x)
+			domains = append(domains, *x)
 		}
 	}
 	return tx.PutDomains(ctx, domains)

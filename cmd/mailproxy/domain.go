@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -50,7 +49,7 @@ func domainAdd(c *cli.Context) error {
 		return usagef("domain add: --to or --transport is missing")
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
-		if findDomain(now, name) != nil {
+		if now.Domains.Get(name) != nil {
 			return withHint(fmt.Errorf("domain %s: %w", name, errExists), "mailproxy domain set %s …", name)
 		}
 		return tx.PutDomain(ctx, d)
@@ -70,7 +69,7 @@ func domainSet(c *cli.Context) error {
 		return usagef("domain set: nothing to change: name --to, --transport or --comment")
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
-		old := findDomain(now, name)
+		old := now.Domains.Get(name)
 		if old == nil {
 			return noSuch("domain", name)
 		}
@@ -107,7 +106,7 @@ func domainRemove(c *cli.Context) error {
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		for _, name := range names {
-			if findDomain(now, name) == nil {
+			if now.Domains.Get(name) == nil {
 				return noSuch("domain", name)
 			}
 			if err := tx.DeleteDomain(ctx, name); err != nil {
@@ -123,9 +122,9 @@ func domainRemove(c *cli.Context) error {
 }
 
 func domainList(c *cli.Context) error {
-	return show(c, func(s *config.Snapshot) any { return nonNil(s.Domains) }, func(s *config.Snapshot) error {
+	return show(c, func(s *config.Snapshot) any { return s.Domains.List() }, func(s *config.Snapshot) error {
 		t := newTable(c.App.Writer, "DOMAIN", "TO", "COMMENT")
-		for _, d := range s.Domains {
+		for d := range s.Domains.All() {
 			to := strings.Join(d.Hosts, " ")
 			if d.Transport != "" {
 				to = "transport " + d.Transport
@@ -179,14 +178,6 @@ func hostsFlag(c *cli.Context, flag string) ([]string, error) {
 		hosts = append(hosts, host)
 	}
 	return hosts, nil
-}
-
-func findDomain(s *config.Snapshot, name string) *config.Domain {
-	i := slices.IndexFunc(s.Domains, func(d config.Domain) bool { return d.Name == name })
-	if i < 0 {
-		return nil
-	}
-	return &s.Domains[i]
 }
 
 func noSuch(kind, name string) error {

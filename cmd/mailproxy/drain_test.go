@@ -160,7 +160,7 @@ func TestANodeIsDrainedUnderLoad(t *testing.T) {
 
 // A message that does not come to its end holds the drain up for so long, and no longer.
 func TestADrainEndsAtItsBound(t *testing.T) {
-	rules, err := filter.Compile(&config.Snapshot{Domains: []config.Domain{{Name: "example.test", Hosts: []string{freePort(t)}}}})
+	rules, err := filter.Compile(&config.Snapshot{Domains: config.NewDomains([]config.Domain{{Name: "example.test", Hosts: []string{freePort(t)}}})})
 	if err != nil {
 		t.Fatal(err)
 	}

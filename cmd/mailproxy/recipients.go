@@ -93,7 +93,7 @@ func editRecipients(c *cli.Context, byDomain map[string][]string, what string,
 	n := 0
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, now *config.Snapshot) error {
 		for _, domain := range slices.Sorted(maps.Keys(byDomain)) {
-			if findDomain(now, domain) == nil {
+			if now.Domains.Get(domain) == nil {
 				return noSuch("domain", domain)
 			}
 			if err := change(ctx, tx, now, domain); err != nil {
@@ -159,7 +159,7 @@ func (s *store) setRecipients(c *cli.Context, domain string, locals []string) er
 		if err != nil {
 			return err
 		}
-		if findDomain(now, domain) == nil {
+		if now.Domains.Get(domain) == nil {
 			return noSuch("domain", domain)
 		}
 		before = len(config.RecipientsOf(now.Recipients, domain))
@@ -257,7 +257,7 @@ func recipientsList(c *cli.Context) error {
 			if err != nil {
 				return usagef("%v", err)
 			}
-			if findDomain(snapshot, name) == nil {
+			if snapshot.Domains.Get(name) == nil {
 				return noSuch("domain", name)
 			}
 			lists = slices.DeleteFunc(slices.Clone(lists), func(l config.RecipientList) bool { return l.Domain != name })

@@ -379,7 +379,7 @@ func (c *configuration) refuse(s *config.Snapshot, err error) {
 
 func (c *configuration) logLoaded(s *config.Snapshot, from string) {
 	c.log.Info().Stringer("epoch", s.Position.Epoch).Int64("serial", s.Position.Serial).Stringer("digest", s.Position.Digest).
-		Str("from", from).Int("domains", len(s.Domains)).Msg("config.loaded")
+		Str("from", from).Int("domains", s.Domains.Len()).Msg("config.loaded")
 }
 
 // saveNice is the priority at which the file is written, of 0 to 19, which is the least.

@@ -105,7 +105,7 @@ func (s *store) announce(c *cli.Context, b *backup.Backup) {
 	secrets, secretsErr := s.SecretNames(ctx)
 	if err == nil && secretsErr == nil { // what fails here fails again, with more to say
 		fmt.Fprintf(w, "overwritten: the configuration here at %v, with %d domains, %d transports, %d networks, %d settings, %d secrets, and its history\n",
-			here.Position, len(here.Domains), len(here.Transports), len(here.Networks), len(here.Settings), len(secrets))
+			here.Position, here.Domains.Len(), len(here.Transports), len(here.Networks), len(here.Settings), len(secrets))
 	}
 	if !c.Bool("identity") {
 		fmt.Fprintln(w, "left out: cluster and node identity, the node file")

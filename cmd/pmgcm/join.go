@@ -116,7 +116,7 @@ func outlookText(o cluster.JoinOutlook, token bool) string {
 		"kept here: queued mail, the node file, the node's key\n"+
 		"dry run: nothing was changed%s\n",
 		o.CID, count(o.Members, "member"), o.ClusterID, o.Position, count(int(o.Rows), "row"),
-		count(len(own.Domains), "domain"), count(len(own.Transports), "transport"), count(len(own.Networks), "network"),
+		count(own.Domains.Len(), "domain"), count(len(own.Transports), "transport"), count(len(own.Networks), "network"),
 		count(len(own.Settings), "setting"), count(o.Secrets, "secret"), count(int(own.Position.Serial), "commit"), left)
 }
 

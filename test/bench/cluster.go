@@ -153,9 +153,8 @@ func loadDomains(ctx context.Context, b *bench, nodes []*node) (time.Duration, e
 	var s config.Snapshot
 	// A domain that is not there yet is refused, and a probe asks until it is.
 	s.Settings = append(unlimited(), config.Setting{Name: "max_errors", Value: "10000"})
-	for i := range domainCount {
-		s.Domains = append(s.Domains, config.Domain{Name: fmt.Sprintf("d%06d.bench.test", i), Hosts: []string{sinkAddr}})
-	}
+	domains := benchDomains(domainCount)
+	s.Domains = config.NewDomains(domains)
 	file := filepath.Join(b.dir, "domains.toml")
 	if err := os.WriteFile(file, s.Text(), 0o644); err != nil {
 		return 0, err
@@ -166,13 +165,22 @@ func loadDomains(ctx context.Context, b *bench, nodes []*node) (time.Duration, e
 	}
 	for _, n := range nodes[1:] {
 		p := newProbe(n.smtp())
-		err := poll(ctx, 2*time.Minute, 20*time.Millisecond, func() error { return p.takes(s.Domains[domainCount-1].Name) })
+		err := poll(ctx, 2*time.Minute, 20*time.Millisecond, func() error { return p.takes(domains[domainCount-1].Name) })
 		p.close()
 		if err != nil {
 			return 0, err
 		}
 	}
 	return time.Since(began), nil
+}
+
+// benchDomains makes so many domains.
+func benchDomains(count int) []config.Domain {
+	var all []config.Domain
+	for i := range count {
+		all = append(all, config.Domain{Name: fmt.Sprintf("d%06d.bench.test", i), Hosts: []string{sinkAddr}})
+	}
+	return all
 }
 
 // dsn leads to a node's private PostgreSQL.

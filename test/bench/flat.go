@@ -51,11 +51,8 @@ func measureFlat(ctx context.Context, b *bench) error {
 
 // relaysMany gives the node so many domains and, for liveDomain, so many recipients, of which the one that mail is sent to is the last.
 func (n *node) relaysMany(ctx context.Context, count int) error {
-	s := config.Snapshot{Settings: unlimited()}
-	for i := range count {
-		s.Domains = append(s.Domains, config.Domain{Name: fmt.Sprintf("d%06d.bench.test", i), Hosts: []string{sinkAddr}})
-	}
-	s.Domains = append(s.Domains, config.Domain{Name: liveDomain, Hosts: []string{sinkAddr}})
+	domains := append(benchDomains(count), config.Domain{Name: liveDomain, Hosts: []string{sinkAddr}})
+	s := config.Snapshot{Settings: unlimited(), Domains: config.NewDomains(domains)}
 	file := filepath.Join(n.b.dir, n.name+".toml")
 	if err := os.WriteFile(file, s.Text(), 0o644); err != nil {
 		return err

@@ -258,8 +258,8 @@ func TestScenarioAMasterThatWasRolledBackIsNamedAndLosesNothing(t *testing.T) {
 	// By itself it knows from its file, and takes mail by what it had.
 	master.eventually(func() error {
 		s, err := config.LoadSnapshot(master.local.SnapshotFile())
-		if err == nil && len(s.Domains) != 2 {
-			err = fmt.Errorf("its file has %d domains", len(s.Domains))
+		if err == nil && s.Domains.Len() != 2 {
+			err = fmt.Errorf("its file has %d domains", s.Domains.Len())
 		}
 		return err
 	})

@@ -112,10 +112,8 @@ func (n *node) saved(domain string) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range s.Domains {
-		if d.Name == domain {
-			return nil
-		}
+	if s.Domains.Get(domain) != nil {
+		return nil
 	}
 	return fmt.Errorf("%s is not in %s", domain, n.local.SnapshotFile())
 }
