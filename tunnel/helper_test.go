@@ -194,7 +194,7 @@ func without(s *config.Snapshot, cid config.CID) *config.Snapshot {
 	after.Nodes = nil
 	for _, n := range s.Nodes {
 		if n.CID == cid {
-			after.Revoked = append(after.Revoked, config.Revoked{CID: cid, Name: n.Name, PublicKey: n.PublicKey})
+			after.Revoked = append(after.Revoked, config.Revoked{CID: cid, Name: n.Name, PublicKey: n.PublicKey, RevokedAt: time.Now()})
 			continue
 		}
 		after.Nodes = append(after.Nodes, n)

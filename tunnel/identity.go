@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -23,6 +24,8 @@ type Identity struct {
 	Nodes     []config.Node    `json:"-"`
 	CAs       []config.CA      `json:"-"`
 	Revoked   []config.Revoked `json:"-"`
+	// RevokedAt is from what position on Revoked was so; zero: not known.
+	RevokedAt config.Position `json:"-"`
 	// Tunnel is what carries the connections; empty is TunnelSSH.
 	Tunnel config.TunnelKind `json:"-"`
 }
@@ -33,7 +36,34 @@ type trusted struct {
 	Nodes     []config.Node     `json:"nodes"`
 	CAs       []config.CA       `json:"cas"`
 	Revoked   []config.Revoked  `json:"revoked,omitempty"`
+	RevokedAt config.Position   `json:"revoked_at,omitzero"`
 	Tunnel    config.TunnelKind `json:"tunnel,omitempty"`
+}
+
+// trusted is what the identity believes.
+func (id *Identity) trusted() trusted {
+	return trusted{id.ClusterID, id.Nodes, id.CAs, id.Revoked, id.RevokedAt, id.Tunnel}
+}
+
+func (id *Identity) believe(t trusted) {
+	id.Nodes, id.CAs, id.Revoked, id.RevokedAt, id.Tunnel = t.Nodes, t.CAs, t.Revoked, t.RevokedAt, t.Tunnel
+}
+
+// after is what a snapshot says, where before was believed. Whoever was deleted stays so in one that is older than that: the database was put
+// back to a time before.
+func (t trusted) after(before trusted) trusted {
+	same := func(a, b config.Revoked) bool { return a.CID == b.CID && a.PublicKey == b.PublicKey }
+	if t.RevokedAt.Compare(before.RevokedAt) < 0 {
+		for _, r := range before.Revoked {
+			if !slices.ContainsFunc(t.Revoked, func(o config.Revoked) bool { return same(o, r) }) {
+				t.Revoked = append(slices.Clip(t.Revoked), r)
+			}
+		}
+	} else if !slices.EqualFunc(t.Revoked, before.Revoked, same) {
+		return t
+	}
+	t.RevokedAt = before.RevokedAt
+	return t
 }
 
 // SaveIdentity writes the identity to dir, durably: identity.json comes last, so that a node that dies in between is in no cluster.
@@ -52,7 +82,7 @@ func SaveIdentity(dir string, id Identity) error {
 		return err
 	}
 	if len(id.Nodes)+len(id.CAs) > 0 {
-		if err := d.writeTrusted(trusted{id.ClusterID, id.Nodes, id.CAs, id.Revoked, id.Tunnel}); err != nil {
+		if err := d.writeTrusted(id.trusted()); err != nil {
 			return fmt.Errorf("save identity: %w", err)
 		}
 	}
@@ -122,7 +152,7 @@ func (d *keyDir) loadIdentity() (Identity, error) {
 		*cert = string(bytes.TrimSpace(text))
 	}
 	if known := d.readTrusted(); known.ClusterID == id.ClusterID {
-		id.Nodes, id.CAs, id.Revoked, id.Tunnel = known.Nodes, known.CAs, known.Revoked, known.Tunnel
+		id.believe(known)
 	}
 	return id, nil
 }
@@ -203,9 +233,9 @@ func loadSelf(dir string, now func() time.Time) (*trust, error) {
 // else, as right after a join, what was saved beside the identity does. Rows that cannot be read are left out and named in the error:
 // whom they are about is not trusted.
 func (t *trust) with(s *config.Snapshot) (*trust, error) {
-	known := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked, t.id.Tunnel}
+	known := t.id.trusted()
 	if s != nil && s.ClusterID == t.id.ClusterID && len(s.Nodes) > 0 {
-		known = trusted{s.ClusterID, s.Nodes, s.CAs, s.Revoked, s.Tunnel()}
+		known = trusted{s.ClusterID, s.Nodes, s.CAs, s.Revoked, s.Position, s.Tunnel()}.after(known)
 	}
 	n := &trust{
 		id: t.id, key: t.key, host: t.host, user: t.user, now: t.now,
@@ -218,7 +248,7 @@ func (t *trust) with(s *config.Snapshot) (*trust, error) {
 	if !t.member() {
 		return n, nil
 	}
-	n.id.Nodes, n.id.CAs, n.id.Revoked, n.id.Tunnel = known.Nodes, known.CAs, known.Revoked, known.Tunnel
+	n.id.believe(known)
 	return n, n.believe(known)
 }
 
@@ -233,7 +263,7 @@ func keepTrusted(dir string, t *trust) error {
 	}
 	defer d.close()
 	saved := d.readTrusted()
-	fresh := trusted{t.id.ClusterID, t.id.Nodes, t.id.CAs, t.id.Revoked, t.id.Tunnel}
+	fresh := t.id.trusted()
 	a, err := json.Marshal(saved)
 	if err != nil {
 		return err

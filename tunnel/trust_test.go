@@ -250,6 +250,48 @@ func TestADeletedNodeIsCutAtOnce(t *testing.T) {
 	}
 }
 
+// A node whose database was put back to a time before a delete lets the deleted node in no more than before. In a newer epoch that knows
+// nothing of the delete, which was lost with the master that made it, the node is a member again.
+func TestADeleteOutlivesADatabaseThatWasPutBack(t *testing.T) {
+	n, ca, member, _, s := besieged(t)
+	s.Position = config.Position{Epoch: config.Epoch{N: 2, Owner: 1}, Serial: 10}
+	n.Reload(s)
+	later := without(s, 2)
+	later.Position.Serial = 11
+	n.Reload(later)
+	letIn := func() bool {
+		_, err := intrude(t, n, "cid-2", forged(t, ca, member, ssh.UserCert, 2, nil), nil)
+		return err == nil
+	}
+	for range 2 { // the second time it is what the first has left on disk
+		n.Reload(s)
+		if letIn() || len(n.Peers()) != 0 {
+			t.Error("the deleted node is let in")
+		}
+	}
+	saved, err := os.ReadFile(filepath.Join(n.dir, trustFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	later.Position.Serial = 12
+	n.Reload(later)
+	if now, err := os.ReadFile(filepath.Join(n.dir, trustFile)); err != nil || bytes.Equal(now, saved) {
+		t.Errorf("the file is as the old snapshot left it: %v", err) // its list of members is
+	}
+	saved, _ = os.ReadFile(filepath.Join(n.dir, trustFile))
+	later.Position.Serial = 13
+	n.Reload(later)
+	if now, _ := os.ReadFile(filepath.Join(n.dir, trustFile)); !bytes.Equal(now, saved) {
+		t.Error("the file is written for a commit that changes nothing in it")
+	}
+	lost := *s
+	lost.Position = config.Position{Epoch: config.Epoch{N: 3, Owner: 3}, Serial: 10}
+	n.Reload(&lost)
+	if !letIn() {
+		t.Error("the member of a newer epoch is not let in")
+	}
+}
+
 func TestClocksMayDiffer(t *testing.T) {
 	ca, k := newCA(t), newKey(t)
 	certs, err := ca.Sign(k.Public(), 2, testCluster, time.Hour)
