@@ -104,8 +104,8 @@ func (s *store) announce(c *cli.Context, b *backup.Backup) {
 	here, err := s.Load(ctx)
 	secrets, secretsErr := s.SecretNames(ctx)
 	if err == nil && secretsErr == nil { // what fails here fails again, with more to say
-		fmt.Fprintf(w, "overwritten: the configuration here at %v, with %d domains, %d transports, %d networks, %d settings, %d secrets, and its history\n",
-			here.Position, here.Domains.Len(), len(here.Transports), len(here.Networks), len(here.Settings), len(secrets))
+		fmt.Fprintf(w, "overwritten: the configuration here at %v, with %s, %s, and its history\n",
+			here.Position, here.Counts(), count(len(secrets), "secret"))
 	}
 	if !c.Bool("identity") {
 		fmt.Fprintln(w, "left out: cluster and node identity, the node file")

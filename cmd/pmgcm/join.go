@@ -112,12 +112,11 @@ func outlookText(o cluster.JoinOutlook, token bool) string {
 	}
 	return fmt.Sprintf("the master would take this node in as number %d, beside %s, in cluster %s\n"+
 		"it would push its configuration %v, about %s\n"+
-		"destroyed here: %s, %s, %s, %s, %s, and the history of %s\n"+
+		"destroyed here: %s, %s, and the history of %s\n"+
 		"kept here: queued mail, the node file, the node's key\n"+
 		"dry run: nothing was changed%s\n",
 		o.CID, count(o.Members, "member"), o.ClusterID, o.Position, count(int(o.Rows), "row"),
-		count(own.Domains.Len(), "domain"), count(len(own.Transports), "transport"), count(len(own.Networks), "network"),
-		count(len(own.Settings), "setting"), count(o.Secrets, "secret"), count(int(own.Position.Serial), "commit"), left)
+		own.Counts(), count(o.Secrets, "secret"), count(int(own.Position.Serial), "commit"), left)
 }
 
 // count is a number of things: "1 domain", "2 domains".
