@@ -65,6 +65,8 @@ var (
 	ErrMasterAnswers = errors.New("the master answers, its configuration counts")
 	// ErrEntryClosed: the journal's entry was applied or dropped before.
 	ErrEntryClosed = errors.New("this journal entry was dealt with already")
+	// ErrNotEntered: a journal entry of which nothing can be entered again: rows of the cluster itself, secrets.
+	ErrNotEntered = errors.New("nothing of this journal entry can be entered again")
 	// ErrRefused: the master does not take a change; its words follow.
 	ErrRefused = errors.New("refused by the master")
 	// ErrCAInUse: ca retire of one that nodes still need.

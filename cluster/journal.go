@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"mailproxy/config"
 	"mailproxy/db"
@@ -68,10 +69,13 @@ func (o *Operator) JournalDiff(ctx context.Context, id int64) (JournalPlan, erro
 }
 
 // JournalApply enters a plan's changes again, as a new commit on the master, and closes the entry. The position is that of the commit.
-// ErrEntryClosed; ErrRefused where the master does not take it.
+// ErrEntryClosed; ErrNotEntered; ErrRefused where the master does not take it.
 func (o *Operator) JournalApply(ctx context.Context, p JournalPlan) (config.Position, error) {
 	if p.Entry.Outcome != "" {
 		return config.Position{}, fmt.Errorf("%w: %s", ErrEntryClosed, p.Entry.Outcome)
+	}
+	if len(p.Differences) == 0 && len(p.Left) > 0 {
+		return config.Position{}, fmt.Errorf("%w: rows of %s", ErrNotEntered, strings.Join(p.Left, ", "))
 	}
 	at := p.now.Position
 	if len(p.Differences) > 0 {
@@ -86,7 +90,11 @@ func (o *Operator) JournalApply(ctx context.Context, p JournalPlan) (config.Posi
 		}
 		at = reply.At
 	}
-	return at, o.closeEntry(ctx, p.Entry.ID, db.Applied, fmt.Sprintf("as commit %v", at))
+	reason := fmt.Sprintf("as commit %v", at)
+	if len(p.Left) > 0 {
+		reason += ", without its rows of " + strings.Join(p.Left, ", ")
+	}
+	return at, o.closeEntry(ctx, p.Entry.ID, db.Applied, reason)
 }
 
 // JournalDrop closes an entry of the journal that is not wanted. The reason goes into the history of the configuration first, as a commit

@@ -286,7 +286,7 @@ func (n *Node) problems(st db.State, stateErr error) []Problem {
 		})
 	}
 	if st.JournalLen > 0 {
-		out = append(out, Problem{aside(st.JournalLen) + " here", "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N` for each"})
+		out = append(out, Problem{aside(st.JournalLen) + " here", "`pmgcm journal list` and `pmgcm journal show N` here; `pmgcm journal apply N` or `pmgcm journal drop N --reason TEXT` for each"})
 	}
 	if _, err := os.Stat(filepath.Join(n.o.Local.StateDir, leaveFile)); err == nil && n.o.Local.StateDir != "" {
 		out = append(out, Problem{"a leave was begun here and is not finished", "`pmgcm leave` here again"})

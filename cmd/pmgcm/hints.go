@@ -47,6 +47,7 @@ var hints = []struct {
 	{cluster.ErrMasterAway, `wait until it is back; or, where it is lost, run "pmgcm promote" on a node that is in sync`},
 	{cluster.ErrMasterAnswers, `"pmgcm sync --pull" without a CID`},
 	{cluster.ErrEntryClosed, `"pmgcm journal list --all" shows how`},
+	{cluster.ErrNotEntered, `make it anew where it is still wanted ("pmgcm journal show N"); then "pmgcm journal drop N --reason TEXT"`},
 	{cluster.ErrRefused, `"pmgcm journal diff N" shows what it would change today`},
 	{cluster.ErrCAInUse, `"pmgcm ca add" first; nodes in reach renew within a minute ("pmgcm ca show"); --force cuts off the others, which must then be deleted and join again`},
 	{cluster.ErrNoSuchCA, `"pmgcm ca show" shows the fingerprints`},

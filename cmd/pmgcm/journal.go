@@ -112,7 +112,7 @@ func printPlan(w io.Writer, p cluster.JournalPlan) error {
 	for _, d := range p.Differences {
 		fmt.Fprintln(&b, printable(d.String()))
 	}
-	if len(p.Differences) == 0 {
+	if len(p.Differences)+len(p.Left) == 0 {
 		fmt.Fprintln(&b, "today's configuration has it all")
 	}
 	if len(p.Left) > 0 {
@@ -135,7 +135,7 @@ func applyJournal(c *cli.Context) error {
 		if err := printPlan(c.App.Writer, p); err != nil {
 			return err
 		}
-		if !c.Bool("yes") && p.Entry.Outcome == "" && !asked(c, "apply %d changes", len(p.Differences)) {
+		if !c.Bool("yes") && p.Entry.Outcome == "" && (len(p.Differences) > 0 || len(p.Left) == 0) && !asked(c, "apply %d changes", len(p.Differences)) {
 			return cluster.ErrNotConfirmed
 		}
 		at, err := o.JournalApply(c.Context, p)
