@@ -173,6 +173,26 @@ func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 }
 
 // Nobody in reach holds what the master has lost, since the slave that does is away: its own file tells.
+// What is committed while a status is made is no sign of a master that was rolled back.
+func TestACommitDuringAStatusIsNoRollback(t *testing.T) {
+	at := func(serial int64) config.Position {
+		return config.Position{Epoch: config.Epoch{N: 1, Owner: 1}, Serial: serial}
+	}
+	n := New(Options{Snapshot: func() *config.Snapshot { return &config.Snapshot{ClusterID: "c", Position: at(11)} }})
+	st := db.State{CID: 1, ClusterID: "c", Position: at(10), Promised: at(10).Epoch}
+	if got := n.rolledBack(st); got != nil {
+		t.Errorf("loaded what is newer: %v", got)
+	}
+	n.see(2, time.Now(), db.State{CID: 2, ClusterID: "c", Position: at(11)}, nil)
+	if got := n.rolledBack(st); got != nil {
+		t.Errorf("pushed what is newer: %v", got)
+	}
+	n.setLease(false)
+	if got := n.rolledBack(st); len(got) != 1 || !strings.Contains(got[0].Remedy, "promote") {
+		t.Errorf("without the lease: %v", got)
+	}
+}
+
 func TestARolledBackMasterKnowsByItsOwnFile(t *testing.T) {
 	nodes := newCluster(t, 3)
 	inSync(t, nodes...)

@@ -35,14 +35,15 @@ func (n *Node) TakenBack(ctx context.Context, s *config.Snapshot) bool {
 	return err != nil || takenBack(held, mine) // where the state cannot be read, the next reload tells
 }
 
-// rolledBack names what holds commits of our own epoch which we lack.
+// rolledBack names what holds commits of our own epoch which we lack. Whether there is such a thing renewLease finds out, which takes the lease
+// for it: what was heard since st was read may hold what was committed since.
 func (n *Node) rolledBack(st db.State) []Problem {
-	if roleOf(st) != Master {
-		return nil
-	}
 	held := n.o.Snapshot()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if roleOf(st) != Master || !n.noLease {
+		return nil
+	}
 	var out []Problem
 	for cid, v := range n.views {
 		p := v.state.Position
