@@ -172,7 +172,6 @@ func TestARolledBackMasterTakesNoConfiguration(t *testing.T) {
 	}
 }
 
-// Nobody in reach holds what the master has lost, since the slave that does is away: its own file tells.
 // What is committed while a status is made is no sign of a master that was rolled back.
 func TestACommitDuringAStatusIsNoRollback(t *testing.T) {
 	at := func(serial int64) config.Position {
@@ -193,6 +192,7 @@ func TestACommitDuringAStatusIsNoRollback(t *testing.T) {
 	}
 }
 
+// Nobody in reach holds what the master has lost, since the slave that does is away: its own file tells.
 func TestARolledBackMasterKnowsByItsOwnFile(t *testing.T) {
 	nodes := newCluster(t, 3)
 	inSync(t, nodes...)
