@@ -123,9 +123,7 @@ func nodeKey(l *config.Local) func() (ed25519.PrivateKey, error) {
 // open makes the mail path: the configuration of the file, the spool, the certificate.
 func (d *daemon) open() error {
 	d.config.start()
-	if s := d.config.loaded.Load(); s != nil {
-		d.tunnel.Reload(s) // peers are reached with PostgreSQL down too
-	}
+	d.tunnel.Reload(d.config.loaded.Load()) // peers are reached with PostgreSQL down too, and without the file
 	d.relay = relay.New(relay.Options{Hostname: d.local.Name, Secret: d.config.secret, Own: ownAddresses(d.local, d.doors.listening()), Log: d.log})
 	var err error
 	d.queue, err = queue.Open(queue.Options{
