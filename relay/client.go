@@ -85,7 +85,7 @@ type Client struct {
 	clear    repeats // of tls.fallback in the log
 }
 
-// New makes a Client. It starts nothing; Run keeps its pool tidy.
+// New makes a Client. It starts nothing; Run keeps it tidy.
 func New(o Options) *Client {
 	o.Timeouts.setDefaults()
 	if o.Resolver == nil {
@@ -103,7 +103,8 @@ func New(o Options) *Client {
 	}
 }
 
-// Run closes kept connections that were idle for too long, until ctx ends, and then all of them.
+// Run closes kept connections that were idle for too long, and forgets hosts that are not tried any more, until ctx ends; then it closes
+// all connections that are kept.
 func (c *Client) Run(ctx context.Context) error {
 	tick := time.NewTicker(poolIdle / 4)
 	defer tick.Stop()
@@ -112,8 +113,9 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			c.pool.closeIdle()
 			return nil
-		case <-tick.C:
-			c.pool.sweep(time.Now())
+		case now := <-tick.C:
+			c.pool.sweep(now)
+			c.reach.tidy(now)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +16,8 @@ import (
 const (
 	lookFirst   = 10 * time.Second // until a host is looked at again; doubled with each look in vain
 	lookMost    = 2 * time.Minute
-	awayMaximum = 1000 // hosts remembered
+	awayMaximum = 1000          // hosts remembered
+	awayForget  = 2 * time.Hour // behind its last look: an item is tried every hour
 )
 
 // A reach knows which hosts are out of reach. Such a host is tried behind all others, but for one attempt now and then that looks at it
@@ -101,6 +103,14 @@ func (r *reach) answered(h hop) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.away, h.anyClient())
+	r.some.Store(len(r.away) > 0)
+}
+
+// tidy forgets hosts that nobody tries any more, since no mail goes there or no transport has them: nothing is known of them now.
+func (r *reach) tidy(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.away, func(_ hop, a *away) bool { return now.Sub(a.look) >= awayForget })
 	r.some.Store(len(r.away) > 0)
 }
 

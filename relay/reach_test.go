@@ -1,11 +1,14 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mailproxy/config"
@@ -76,6 +79,31 @@ func TestTheWaitUntilALookGrowsToABound(t *testing.T) {
 	if a := r.away[h]; a.wait != lookMost || !a.since.Before(at.Add(-19*time.Hour)) {
 		t.Errorf("%+v", a)
 	}
+}
+
+// A host that was taken out of its transport, or that no mail goes to any more, is not shown as out of reach for ever.
+func TestAHostThatNobodyTriesIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Options{})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = c.Run(ctx) })
+		defer running.Wait()
+		defer stop()
+		out := &OutOfReach{Hop: "a", Stage: StageConnect, Err: errors.New("refused")}
+		c.reach.failed(hop{addr: "a"}, out, time.Now())
+		c.reach.failed(hop{addr: "tried"}, out, time.Now())
+		for range 4 { // as the queue does
+			time.Sleep(72 * time.Minute)
+			if len(c.Hops()) == 0 {
+				t.Fatal("all are forgotten")
+			}
+			c.reach.failed(hop{addr: "tried"}, out, time.Now())
+		}
+		if h := c.Hops(); len(h) != 1 || h[0].Hop != "tried" || time.Since(h[0].Since) != 288*time.Minute {
+			t.Errorf("%+v", h)
+		}
+	})
 }
 
 func TestRoundRobin(t *testing.T) {
