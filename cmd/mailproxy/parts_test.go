@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"mailproxy/db"
+	"mailproxy/smtpd"
 )
 
 // recorder notes in which order parts start and end.
@@ -81,4 +84,16 @@ func TestAPartThatEndsByItselfStopsTheDaemon(t *testing.T) {
 			t.Errorf("stopped %v", r.stopped())
 		}
 	})
+}
+
+// Whatever has a Run is run, and stopped when nothing above needs it any more.
+func TestEveryPartIsRun(t *testing.T) {
+	d := &daemon{instance: &db.Instance{}, smtpd: &smtpd.Server{}}
+	var names []string
+	for _, p := range d.parts() {
+		names = append(names, p.name)
+	}
+	if want := []string{"postgres", "web", "tunnel", "cluster", "configuration", "relay", "queue", "smtp"}; !slices.Equal(names, want) {
+		t.Errorf("parts %v, want %v", names, want)
+	}
 }

@@ -228,6 +228,7 @@ func (d *daemon) settings() config.Values {
 //	smtp           first no new mail; then the sessions are drained, which need all that is below: what they still bring
 //	               is relayed, or queued
 //	queue          when no session can queue any more; attempts under way end, which need the configuration's routes
+//	relay          when neither sessions nor the queue use its connections; those that are kept are closed
 //	configuration  nobody routes by it now; saves the file for the next start
 //	cluster        before the tunnel and the database, which its pushes use: a push that is cut is rolled back, but needlessly
 //	tunnel         when neither pushes nor probes want it
@@ -246,6 +247,7 @@ func (d *daemon) parts() []part {
 		part{"tunnel", d.tunnel.Run, short},
 		part{"cluster", d.node.Run, short},
 		part{"configuration", d.config.Run, short},
+		part{"relay", d.relay.Run, short},
 		part{"queue", d.runQueue, short},
 	)
 	if d.smtpd != nil {
