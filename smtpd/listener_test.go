@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"mailproxy/config"
 	"mailproxy/filter"
@@ -180,5 +183,27 @@ func TestASessionThatIsHandedOverAtTheEndIsClosed(t *testing.T) {
 	}
 	if _, err := h.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("accept: %v", err)
+	}
+}
+
+// A daemon that is stopped as soon as it has started ends.
+func TestAServerThatIsClosedAtOnceEnds(t *testing.T) {
+	gone, stop := context.WithCancel(t.Context())
+	stop()
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, ended := New(Options{Log: zerolog.Nop()}), make(chan error, 1)
+		go func() { ended <- errors.Join(s.Serve(gone, l, Kind{}), s.Drain(t.Context())) }()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it does not end")
+		}
 	}
 }

@@ -138,6 +138,7 @@ func (s *Server) Close() {
 	case <-s.sessions.empty():
 	case <-bound.Done():
 	}
+	_ = s.handoff.Close() // Shutdown does so too, where go-smtp has come to serve it
 	if !errors.Is(s.smtp.Shutdown(bound), context.DeadlineExceeded) {
 		return
 	}
