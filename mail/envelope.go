@@ -22,6 +22,10 @@ type Envelope struct {
 	EnvID string `json:"envid,omitempty"`
 	// Client is the address that the message came from; the zero Addr for a message made here (a DSN).
 	Client netip.Addr `json:"client"`
+	// Port is the client's; 0 where it is not known.
+	Port uint16 `json:"port,omitempty"`
+	// Name is what the DNS calls the client, where that name has its address; empty where there is none, or none was found in time.
+	Name string `json:"name,omitempty"`
 	// Helo is the client's EHLO or HELO argument, as given.
 	Helo string `json:"helo"`
 	// SMTPUTF8 is set where MAIL carried SMTPUTF8 (RFC 6531).

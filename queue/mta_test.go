@@ -335,13 +335,14 @@ func TestARealServerIsToldWhoTheClientIs(t *testing.T) {
 	} {
 		t.Run(string(tell), func(t *testing.T) {
 			behind := mta.StartSink(t)
-			p := mta.StartPostfix(t, behind.Addr, setting, "mynetworks = static:all", "inet_protocols = all",
+			p := mta.StartPostfix(t, behind.Addr, setting, "mynetworks = static:all", "inet_protocols = all", "smtpd_client_port_logging = yes",
 				"smtpd_client_restrictions = check_client_access inline:{ {192.0.2.66 = 554 5.7.1 not from there} }")
 			w := newWorld(t, config.Transport{Hosts: []string{p.Addr}, TLS: config.TLSNone, Tell: tell}, nil)
 			for to, client := range map[string]string{"good@b.test": "192.0.2.1", "six@b.test": "2001:db8::1", "bad@b.test": "192.0.2.66", "own@b.test": ""} {
 				d := draft("from@a.test", to)
 				if client != "" {
 					d.Envelope.Client, d.Envelope.Helo = netip.MustParseAddr(client), "client.example"
+					d.Envelope.Port, d.Envelope.Name = 4097, "mail.example"
 				}
 				w.mustPut(t, false, d)
 			}
@@ -351,7 +352,9 @@ func TestARealServerIsToldWhoTheClientIs(t *testing.T) {
 			text := strings.Join(behind.Messages(t), "\n")
 			wants := []string{"[192.0.2.1]", "[IPv6:2001:db8::1]", "[127.0.0.1]"}
 			if tell == config.TellXClient {
-				wants = append(wants, "from client.example (")
+				wants = append(wants, "from client.example (mail.example [192.0.2.1])")
+			} else if log := p.Log(); !strings.Contains(log, "[192.0.2.1]:4097") {
+				t.Errorf("no port in\n%s", log)
 			}
 			for _, want := range wants {
 				if !strings.Contains(text, want) {

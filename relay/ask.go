@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ const (
 // none is left alone for 10 seconds: the next recipient does not wait for it again.
 func (c *Client) Ask(ctx context.Context, t config.Transport, domain string, e *mail.Envelope, to mail.Path) (*mail.Reply, error) {
 	key := question{to: to, by: hopOf(&t, "", e), reverse: e.ReversePath, utf8: e.SMTPUTF8}
+	key.by.client = netip.AddrPortFrom(key.by.client.Addr(), 0) // of the same client, whichever connection it comes by
 	if len(t.Hosts) > 0 {
 		key.by.addr = strings.Join(t.Hosts, " ")
 	} else {

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -69,9 +70,12 @@ func (c *conn) xclient(o *Client) error {
 	if len(c.caps.xclient) == 0 {
 		return errNoXClient
 	}
-	line := "XCLIENT"
+	line, name := "XCLIENT", "[UNAVAILABLE]"
+	if isPlainName(c.hop.name) {
+		name = c.hop.name
+	}
 	for _, attribute := range []struct{ name, value string }{
-		{"NAME", "[UNAVAILABLE]"}, {"ADDR", xclientAddr(c.hop.client)}, {"PROTO", "ESMTP"},
+		{"NAME", name}, {"ADDR", xclientAddr(c.hop.client.Addr())}, {"PROTO", "ESMTP"},
 	} {
 		if slices.Contains(c.caps.xclient, attribute.name) {
 			line += " " + attribute.name + "=" + attribute.value
@@ -107,14 +111,14 @@ func xclientAddr(a netip.Addr) string {
 // proxySignature begins a header of the PROXY protocol, version 2 (HAProxy's proxy-protocol.txt §2.2).
 const proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
 
-// proxyHeader says who our client is to a hop that is at to. Its port is not known. For a message that was made here the header says so
-// (LOCAL).
-func proxyHeader(client netip.Addr, to netip.AddrPort) []byte {
+// proxyHeader says who our client is to a hop that is at to; a port that is not known is 0. For a message that was made here the header
+// says so (LOCAL).
+func proxyHeader(client, to netip.AddrPort) []byte {
 	b := []byte(proxySignature)
 	if !client.IsValid() {
 		return append(b, 0x20, 0x00, 0, 0)
 	}
-	from, hop := client.WithZone(""), to.Addr().WithZone("")
+	from, hop := client.Addr().WithZone(""), to.Addr().WithZone("")
 	if from.Is4() && hop.Is4() {
 		b = append(b, 0x21, 0x11, 0, 12) // PROXY, TCP over IPv4
 	} else {
@@ -123,7 +127,8 @@ func proxyHeader(client netip.Addr, to netip.AddrPort) []byte {
 		from, hop = netip.AddrFrom16(a), netip.AddrFrom16(h)
 	}
 	b = append(append(b, from.AsSlice()...), hop.AsSlice()...)
-	return append(b, 0, 0, byte(to.Port()>>8), byte(to.Port()))
+	b = binary.BigEndian.AppendUint16(b, client.Port())
+	return binary.BigEndian.AppendUint16(b, to.Port())
 }
 
 // introduce sends what goes before the greeting.

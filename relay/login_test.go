@@ -1,11 +1,16 @@
 package relay
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -136,6 +141,8 @@ func TestXClientTellsWhoTheClientIs(t *testing.T) {
 		{"IPv6", "2001:db8::1", "[IPv6:2001:db8::1]", offer + again("NAME=[UNAVAILABLE] ADDR=IPV6:2001:db8::1 PROTO=ESMTP", "[IPv6:2001:db8::1]") + onePlain, "dot 250 taken"},
 		{"IPv4 in IPv6", "::ffff:192.0.2.1", "", offer + again("NAME=[UNAVAILABLE] ADDR=192.0.2.1 PROTO=ESMTP", "test.example") + onePlain, "dot 250 taken"},
 		{"a name that would be two commands", "192.0.2.1", "a\r\nQUIT", offer + again("NAME=[UNAVAILABLE] ADDR=192.0.2.1 PROTO=ESMTP", "test.example") + onePlain, "dot 250 taken"},
+		{"a name", "192.0.2.3", "x", offer + again("NAME=mail_3.example ADDR=192.0.2.3 PROTO=ESMTP", "x") + onePlain, "dot 250 taken"},
+		{"a name that would be two attributes", "192.0.2.4", "x", offer + again("NAME=[UNAVAILABLE] ADDR=192.0.2.4 PROTO=ESMTP", "x") + onePlain, "dot 250 taken"},
 		{"a message of our own", "", "", offer + onePlain, "dot 250 taken"},
 		{"only what is offered", "192.0.2.1", "x", "S: 220 hop\nC: EHLO test.example\n" + `S: 250-hop\r\n250 xclient addr` + "\n" + again("ADDR=192.0.2.1", "x") + onePlain, "dot 250 taken"},
 		{"not offered: not in our own name either", "192.0.2.1", "x", helloPlain + "hang", "!XCLIENT is wanted and not offered"},
@@ -145,6 +152,7 @@ func TestXClientTellsWhoTheClientIs(t *testing.T) {
 			s := newScript(t, tt.dialog)
 			a := attempt(s.addr(), "hello\r\n", "x@b.test")
 			a.Transport.Tell, a.Envelope = config.TellXClient, from(tt.client, tt.helo)
+			a.Envelope.Name = map[string]string{"192.0.2.3": "mail_3.example", "192.0.2.4": "mail.example ADDR=192.0.2.5"}[tt.client]
 			got, err := testClient(t, nil).Deliver(bg(), a)
 			if text, out := strings.CutPrefix(tt.want, "!"); out {
 				if !isOutOfReach(err) || !strings.Contains(err.Error(), text) {
@@ -164,12 +172,12 @@ func TestProxyHeaderComesBeforeTheGreeting(t *testing.T) {
 		to     netip.AddrPort
 		want   string
 	}{
-		{"192.0.2.1", hop, "\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x09\x00\x00\x00\x19"},
-		{"2001:db8::1", hop, "\x21\x21\x00\x24\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" +
+		{"192.0.2.1:4097", hop, "\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x09\x10\x01\x00\x19"},
+		{"[2001:db8::1]:0", hop, "\x21\x21\x00\x24\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" +
 			"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xc0\x00\x02\x09\x00\x00\x00\x19"},
 		{"", hop, "\x20\x00\x00\x00"},
 	} {
-		if got := proxyHeader(from(tt.client, "").Client, tt.to); string(got) != proxySignature+tt.want {
+		if got := proxyHeader(mustAddrPort(tt.client), tt.to); string(got) != proxySignature+tt.want {
 			t.Errorf("%s: %q", tt.client, got)
 		}
 	}
@@ -192,11 +200,81 @@ func TestProxyHeaderComesBeforeTheGreeting(t *testing.T) {
 	}()
 	a := attempt(l.Addr().String(), "hello\r\n", "x@b.test")
 	a.Transport.Tell, a.Envelope = config.TellProxy, from("192.0.2.1", "")
+	a.Envelope.Port = 4097
 	if _, err := testClient(t, nil).Deliver(bg(), a); !isOutOfReach(err) || !strings.Contains(err.Error(), "421 busy") {
 		t.Errorf("got %v", err)
 	}
-	if b := <-got; !bytes.HasPrefix(b, []byte(proxySignature+"\x21\x11\x00\x0c\xc0\x00\x02\x01\x7f\x00\x00\x01")) {
+	if b := <-got; !bytes.HasPrefix(b, []byte(proxySignature+"\x21\x11\x00\x0c\xc0\x00\x02\x01\x7f\x00\x00\x01\x10\x01")) {
 		t.Errorf("the hop got %q", b)
+	}
+}
+
+func mustAddrPort(s string) netip.AddrPort {
+	if s == "" {
+		return netip.AddrPort{}
+	}
+	return netip.MustParseAddrPort(s)
+}
+
+// The port is said by PROXY, and so a connection that has said one is not another's, though the client is the same; what the hop
+// thinks of a recipient does not hang on it.
+func TestAConnectionThatHasSaidAPortIsNotUsedForAnother(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	told := make(chan string, 10)
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the connection
+				defer c.Close()
+				header := make([]byte, 28)
+				if _, err := io.ReadFull(c, header); err != nil {
+					return
+				}
+				port := binary.BigEndian.Uint16(header[24:])
+				io.WriteString(c, "220 hop\r\n")
+				for lines := bufio.NewScanner(c); lines.Scan(); {
+					word, _, _ := strings.Cut(lines.Text(), " ")
+					switch word {
+					case "DATA":
+						io.WriteString(c, "354 go\r\n")
+						continue
+					case "hello", "":
+						continue
+					case "RCPT":
+						told <- fmt.Sprint("RCPT ", port)
+					case "EHLO":
+						told <- fmt.Sprint("EHLO ", port)
+					}
+					io.WriteString(c, "250 ok\r\n")
+				}
+			}()
+		}
+	}()
+	c := testClient(t, nil)
+	for _, port := range []uint16{4097, 4098} {
+		a := attempt(l.Addr().String(), "hello\r\n", "x@b.test")
+		a.Transport.Tell, a.Envelope = config.TellProxy, from("192.0.2.1", "")
+		a.Envelope.Port = port
+		if r, err := c.Ask(bg(), a.Transport, "b.test", a.Envelope, path("x@b.test")); err != nil || r.Code != 250 {
+			t.Fatalf("port %d: asked: %v, %v", port, r, err)
+		}
+		if got, err := c.Deliver(bg(), a); err != nil || summary(got) != "dot 250 ok" {
+			t.Fatalf("port %d: got %s, %v", port, summary(got), err)
+		}
+	}
+	var got []string
+	for len(told) > 0 { // all was answered
+		got = append(got, <-told)
+	}
+	if want := []string{"EHLO 4097", "RCPT 4097", "RCPT 4097", "EHLO 4098", "RCPT 4098"}; !slices.Equal(got, want) {
+		t.Errorf("the hop was told %q, want %q", got, want)
 	}
 }
 

@@ -54,7 +54,7 @@ func TestAHostOutOfReachIsTriedLastAndLookedAtNowAndThen(t *testing.T) {
 		r.failed(hop{addr: name}, out, at)
 	}
 	want(0, "a b c") // all are away: as they stand
-	r.failed(hop{addr: "a", client: netip.MustParseAddr("192.0.2.1")}, out, at)
+	r.failed(hop{addr: "a", client: netip.MustParseAddrPort("192.0.2.1:0")}, out, at)
 	if len(r.away) != 3 {
 		t.Errorf("a host is remembered for each client: %d", len(r.away))
 	}
@@ -176,7 +176,9 @@ func TestConnectionsInClientsNamesLeaveRoomForOthers(t *testing.T) {
 		cn := newConn(h, h.addr, here, &Timeouts{})
 		p.put(cn)
 	}
-	client := func(i int) hop { return hop{addr: "a", client: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})} }
+	client := func(i int) hop {
+		return hop{addr: "a", client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 0)}
+	}
 	for range poolPerClient + 3 {
 		put(client(0))
 	}

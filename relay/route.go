@@ -24,8 +24,9 @@ type hop struct {
 	secret string // the name of the one with user's password
 
 	tell   config.Tell
-	client netip.Addr // who we speak for, where tell says so
-	helo   string     // what it said in EHLO, with XCLIENT
+	client netip.AddrPort // who we speak for, where tell says so; its port with PROXY alone
+	name   string         // what the DNS calls it, with XCLIENT
+	helo   string         // what it said in EHLO, with XCLIENT
 }
 
 // hopOf is the way to an address by a transport, for a message.
@@ -34,18 +35,18 @@ func hopOf(t *config.Transport, addr string, e *mail.Envelope) hop {
 	if h.tls == "" {
 		h.tls = config.TLSMay
 	}
-	if t.Tell != "" {
-		h.client = e.Client.Unmap()
-		if t.Tell == config.TellXClient {
-			h.helo = e.Helo
-		}
+	switch t.Tell {
+	case config.TellProxy:
+		h.client = netip.AddrPortFrom(e.Client.Unmap(), e.Port)
+	case config.TellXClient:
+		h.client, h.name, h.helo = netip.AddrPortFrom(e.Client.Unmap(), 0), e.Name, e.Helo
 	}
 	return h
 }
 
 // anyClient is the hop whoever we speak for.
 func (h hop) anyClient() hop {
-	h.client, h.helo = netip.Addr{}, ""
+	h.client, h.name, h.helo = netip.AddrPort{}, "", ""
 	return h
 }
 

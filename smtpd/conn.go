@@ -43,6 +43,7 @@ type conn struct {
 	log    zerolog.Logger
 	id     string
 	client netip.Addr
+	port   uint16 // the client's; 0 where it is not known
 	key    clientKey
 	side   side
 	before netip.Addr // who has connected, where that is one who speaks for its clients and has yet to say for whom
@@ -57,10 +58,13 @@ type conn struct {
 	blind   int  // recipients refused since
 
 	base   net.Conn             // the TCP connection
+	unread *peeker              // of base
 	stream net.Conn             // base, or TLS over it
 	tls    *tls.ConnectionState // nil in clear
 	in     input
 	out    []byte // replies held
+	alone  bool   // the reply at out[turn:] is one that the client must wait for before it sends on
+	turn   int
 
 	phase  phase
 	handed []byte      // what go-smtp has still to read
@@ -87,16 +91,17 @@ func newConn(s *Server, raw net.Conn, kind Kind, rules *filter.Ruleset) *conn {
 	now := time.Now()
 	c := &conn{
 		server: s, kind: kind, id: mail.NewID(now), opened: now, idle: v.IdleTimeout,
-		expiry: now.Add(v.SessionTimeout), faults: v.MaxErrors, base: raw, stream: raw, ctx: s.killed,
+		expiry: now.Add(v.SessionTimeout), faults: v.MaxErrors, base: raw, unread: newPeeker(raw), stream: raw, ctx: s.killed,
 	}
-	c.is(addressOf(raw), rules)
+	c.is(remoteOf(raw), rules)
 	c.log = s.log.With().Str("session", c.id).Logger()
 	return c
 }
 
 // is says who the client is.
-func (c *conn) is(client netip.Addr, rules *filter.Ruleset) {
-	c.client, c.key, c.side = client, keyOf(client), outside
+func (c *conn) is(from netip.AddrPort, rules *filter.Ruleset) {
+	client := from.Addr()
+	c.client, c.port, c.key, c.side = client, from.Port(), keyOf(client), outside
 	if c.kind.Purpose != MX && rules.Trusted(client) {
 		c.side = inside
 	}
@@ -197,10 +202,21 @@ func (c *conn) put(reply *mail.Reply) {
 	}
 }
 
-// flush writes what is held; a client that does not take it is gone.
+// mustWait says that the client may send nothing more before it has the next reply: flush looks.
+func (c *conn) mustWait() { c.alone, c.turn = true, len(c.out) }
+
+// flush writes what is held; a client that does not take it is gone. One that has not waited for it where it must is told so instead, and
+// the session ends: in clear, what it has sent may be another's.
 func (c *conn) flush() {
 	if len(c.out) == 0 {
 		return
+	}
+	if c.alone {
+		if c.alone = false; c.hasSent() {
+			c.out = c.out[:c.turn]
+			c.abort(replyOutOfStep)
+			return
+		}
 	}
 	_ = c.base.SetWriteDeadline(time.Now().Add(writeTimeout))
 	_, err := c.stream.Write(c.out)
@@ -267,7 +283,7 @@ func (c *conn) Close() error {
 // lingerOn reads and drops what the client sends for a bounded while, so that it can read our last reply: closing with octets
 // unread would reset the connection and take the reply with it.
 func (c *conn) lingerOn() {
-	if tcp, ok := c.base.(*net.TCPConn); ok && tcp.CloseWrite() != nil {
+	if w, ok := c.base.(interface{ CloseWrite() error }); ok && w.CloseWrite() != nil {
 		return
 	}
 	if c.base.SetReadDeadline(time.Now().Add(lingerTime)) != nil {

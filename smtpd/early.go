@@ -63,6 +63,7 @@ func (s *Server) begin(c *conn) {
 
 // early answers what go-smtp need not see, and gives true where there is a MAIL for it; false where the session has ended.
 func (c *conn) early() bool {
+	c.mustWait()
 	c.put(c.greeting())
 	for {
 		hand := c.nextCommand()

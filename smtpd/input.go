@@ -165,27 +165,53 @@ func noise(b []byte) bool {
 	return false
 }
 
-// peek looks at what has come on the wire and was not read, without waiting.
-func peek(raw net.Conn) (pending, closed bool) {
-	tcp, ok := raw.(*net.TCPConn)
+// hasSent says, without waiting, whether the client has sent anything that nobody has taken yet: inside TLS also what was read off the
+// wire with the record before. A record that is not all there is seen on the wire.
+func (c *conn) hasSent() bool {
+	if pending, _ := c.unread.peek(); pending || c.in.len() > 0 {
+		return true
+	}
+	if c.tls == nil || c.base.SetReadDeadline(longAgo) != nil {
+		return false
+	}
+	n, _ := c.stream.Read(c.in.free())
+	c.in.w += n
+	return n > 0
+}
+
+// A peeker looks at what has come on a connection and was not read. It is made once, so that a look takes no memory. The nil peeker sees
+// nothing.
+type peeker struct {
+	raw  syscall.RawConn
+	look func(fd uintptr) // peeks into b
+	b    [1]byte
+	n    int
+	err  error
+}
+
+func newPeeker(conn net.Conn) *peeker {
+	has, ok := conn.(syscall.Conn)
 	if !ok {
+		return nil
+	}
+	p := &peeker{}
+	p.raw, p.err = has.SyscallConn()
+	p.look = func(fd uintptr) {
+		p.n, _, p.err = syscall.Recvfrom(int(fd), p.b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}
+	return p
+}
+
+// peek does not wait.
+func (p *peeker) peek() (pending, closed bool) {
+	if p == nil {
 		return false, false
 	}
-	sys, err := tcp.SyscallConn()
-	if err != nil {
+	if p.raw == nil || p.raw.Control(p.look) != nil {
 		return false, true
 	}
-	var n int
-	var b [1]byte
-	var recvErr error
-	err = sys.Control(func(fd uintptr) {
-		n, _, recvErr = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	if err != nil {
-		return false, true
+	if p.err != nil {
+		return false, !errors.Is(p.err, syscall.EAGAIN) && !errors.Is(p.err, syscall.EINTR)
 	}
-	if recvErr != nil {
-		return false, !errors.Is(recvErr, syscall.EAGAIN) && !errors.Is(recvErr, syscall.EINTR)
-	}
-	return n > 0, n == 0
+	return p.n > 0, p.n == 0
 }

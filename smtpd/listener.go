@@ -124,11 +124,13 @@ func networkOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-func addressOf(raw net.Conn) netip.Addr {
+// remoteOf is the other end of a connection; the zero AddrPort where that is not TCP's.
+func remoteOf(raw net.Conn) netip.AddrPort {
 	if tcp, ok := raw.RemoteAddr().(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
+		a := tcp.AddrPort()
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	}
-	return netip.Addr{}
+	return netip.AddrPort{}
 }
 
 // admit makes a session of a connection, or refuses and closes it.
@@ -163,7 +165,7 @@ func (s *Server) admit(raw net.Conn, kind Kind) *conn {
 func (c *conn) opens() {
 	c.server.count.sessions.Add(1)
 	e := c.log.Info().Stringer("client", c.client).Stringer("listener", c.kind.Purpose)
-	if base := addressOf(c.base); base != c.client {
+	if base := remoteOf(c.base).Addr(); base != c.client {
 		e.Stringer("balancer", base)
 	}
 	e.Msg("session.open")
@@ -183,7 +185,7 @@ func (s *Server) seat(c *conn, rules *filter.Ruleset) *mail.Reply {
 }
 
 // reseat goes over to another client, whom the one before speaks for.
-func (s *Server) reseat(c *conn, client netip.Addr, rules *filter.Ruleset) *mail.Reply {
+func (s *Server) reseat(c *conn, client netip.AddrPort, rules *filter.Ruleset) *mail.Reply {
 	s.sessions.remove(c)
 	c.before = netip.Addr{}
 	c.is(client, rules)
@@ -223,7 +225,7 @@ var overReplies = map[limit]*mail.Reply{
 // refuse answers, where TLS need not come first, and closes. The socket is fresh, so the write has room and does not wait.
 func (s *Server) refuse(raw net.Conn, kind Kind, reply *mail.Reply) {
 	s.count.refused.Add(1)
-	s.log.Debug().Stringer("client", addressOf(raw)).Int("code", reply.Code).Str("reason", reply.Text).Msg("session.refused")
+	s.log.Debug().Stringer("client", remoteOf(raw).Addr()).Int("code", reply.Code).Str("reason", reply.Text).Msg("session.refused")
 	_ = raw.SetWriteDeadline(time.Now().Add(time.Second))
 	if !kind.TLS {
 		_, _ = raw.Write(appendReply(nil, reply))

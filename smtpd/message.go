@@ -13,6 +13,7 @@ func (c *conn) readMessage() (*content, *mail.Reply, bool) {
 	v := &c.tx.settings
 	message := newContent(c.server.o.TempDir, c.server.o.MinFree)
 	start := time.Now()
+	c.nameClient()
 	if _, err := message.Write(c.appendReceived(nil, c.tx.id, start)); err != nil {
 		return message, replyInternal, false
 	}

@@ -33,9 +33,12 @@ func (c *conn) nextCommand() []byte {
 			c.hangUp()
 			return nil
 		}
-		if c.in.len() > 0 && !c.mayFollow(verb) {
-			c.abort(replyOutOfStep)
-			return nil
+		if !c.mayFollow(verb) {
+			if c.in.len() > 0 {
+				c.abort(replyOutOfStep)
+				return nil
+			}
+			c.mustWait()
 		}
 		hand, reply := c.command(verb, rest)
 		if hand != nil {
@@ -52,31 +55,24 @@ func (c *conn) nextCommand() []byte {
 	return nil
 }
 
-// greet lets the greeting go out, which is held: behind a balancer's PROXY header; where TLS comes first, behind the handshake; else
-// only where the client has waited for it.
+// greet lets the greeting go out, which is held: behind a balancer's PROXY header, and where TLS comes first, behind the handshake.
 func (c *conn) greet() bool {
 	if c.name == nil && !c.proxied() {
 		return false
 	}
-	if c.kind.TLS {
-		if !c.handshake() {
-			return false
-		}
-	} else if early, _ := peek(c.base); early {
-		c.out = nil
-		c.abort(replyOutOfStep)
+	if c.kind.TLS && !c.handshake() {
 		return false
 	}
 	c.phase = phaseCommand
 	return true
 }
 
-// mayFollow says whether a client may send on behind this command without waiting for its reply (RFC 2920 §3.1).
+// mayFollow says whether a client may send on behind this command without waiting for its reply (RFC 2920 §3.1, RFC 4954 §3).
 func (c *conn) mayFollow(verb string) bool {
 	switch verb {
 	case "QUIT":
 		return true // nothing behind it is read
-	case "EHLO", "HELO", "DATA", "STARTTLS", "BDAT", "VRFY", "EXPN", "NOOP", "TURN":
+	case "EHLO", "HELO", "DATA", "STARTTLS", "BDAT", "VRFY", "EXPN", "NOOP", "TURN", "AUTH":
 		return false
 	}
 	return c.esmtp

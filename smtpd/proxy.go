@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -45,9 +46,9 @@ func (s *Server) Headless(now time.Time) netip.Addr {
 // proxied reads what the balancer says of its client, and takes that client in. Without a header, in time, the session ends without a
 // word: whoever is there is not known.
 func (c *conn) proxied() bool {
-	addr, itself, err := netip.Addr{}, false, c.base.SetReadDeadline(time.Now().Add(proxyTime))
+	from, itself, err := netip.AddrPort{}, false, c.base.SetReadDeadline(time.Now().Add(proxyTime))
 	if err == nil && !c.server.sessions.isDraining() { // in this order, as in fill
-		addr, itself, err = readProxyHeader(c.base)
+		from, itself, err = readProxyHeader(c.base)
 	}
 	if c.server.sessions.isDraining() { // which may be what woke us
 		c.refused(replyDraining)
@@ -64,12 +65,12 @@ func (c *conn) proxied() bool {
 		return false
 	}
 	if itself {
-		addr = c.client
+		from = netip.AddrPortFrom(c.client, c.port)
 	}
 	rules := c.server.o.Rules()
 	reply := replyNotReady
 	if rules != nil {
-		reply = c.server.reseat(c, addr, rules)
+		reply = c.server.reseat(c, from, rules)
 	}
 	if reply != nil {
 		c.refused(reply)
@@ -91,95 +92,100 @@ func (c *conn) refused(reply *mail.Reply) {
 	c.end(reply)
 }
 
-// readProxyHeader reads one header and not an octet more. The address is the client's; the zero Addr where the balancer does not know it
+// readProxyHeader reads one header and not an octet more. It gives the client's address and port; the zero AddrPort where the balancer does not know it
 // (UNKNOWN, UNSPEC), and where it speaks for itself, as its health checks do (LOCAL). The former is nobody: what a balancer in our networks
 // may do, its clients may not. Whatever is not exactly a header is errProxyHeader, or the error of r.
-func readProxyHeader(r io.Reader) (addr netip.Addr, itself bool, err error) {
+func readProxyHeader(r io.Reader) (from netip.AddrPort, itself bool, err error) {
 	var b [proxyFixed + proxyV2Max]byte
 	head := b[:len(proxySignature)] // no header of either version is shorter
 	if _, err := io.ReadFull(r, head); err != nil {
-		return netip.Addr{}, false, err
+		return from, false, err
 	}
 	if string(head) != proxySignature {
-		addr, err = readProxyV1(r, b[:len(head)])
-		return addr, false, err
+		from, err = readProxyV1(r, b[:len(head)])
+		return from, false, err
 	}
 	if _, err := io.ReadFull(r, b[len(head):proxyFixed]); err != nil {
-		return netip.Addr{}, false, err
+		return from, false, err
 	}
 	n := int(binary.BigEndian.Uint16(b[14:]))
 	if n > proxyV2Max {
-		return netip.Addr{}, false, errProxyHeader
+		return from, false, errProxyHeader
 	}
 	if _, err := io.ReadFull(r, b[proxyFixed:proxyFixed+n]); err != nil {
-		return netip.Addr{}, false, err
+		return from, false, err
 	}
 	return parseProxyV2(b[12], b[13], b[proxyFixed:proxyFixed+n])
 }
 
 // readProxyV1 reads on to the end of a line, an octet at a time: what stands behind it is not ours to read.
-func readProxyV1(r io.Reader, line []byte) (netip.Addr, error) {
+func readProxyV1(r io.Reader, line []byte) (netip.AddrPort, error) {
 	if !strings.HasPrefix(string(line), "PROXY ") {
-		return netip.Addr{}, errProxyHeader
+		return netip.AddrPort{}, errProxyHeader
 	}
 	for line[len(line)-1] != '\n' {
 		if len(line) == proxyV1Max {
-			return netip.Addr{}, errProxyHeader
+			return netip.AddrPort{}, errProxyHeader
 		}
 		line = line[:len(line)+1]
 		if _, err := io.ReadFull(r, line[len(line)-1:]); err != nil {
-			return netip.Addr{}, err
+			return netip.AddrPort{}, err
 		}
 	}
 	text, ok := strings.CutSuffix(string(line), "\r\n")
 	if !ok || strings.ContainsAny(text, "\r\n") {
-		return netip.Addr{}, errProxyHeader
+		return netip.AddrPort{}, errProxyHeader
 	}
 	return parseProxyV1(strings.TrimPrefix(text, "PROXY "))
 }
 
 // parseProxyV1 reads what stands behind "PROXY ": TCP4 or TCP6, source, destination and both ports; or UNKNOWN and anything.
-func parseProxyV1(text string) (netip.Addr, error) {
+func parseProxyV1(text string) (netip.AddrPort, error) {
 	f := strings.Split(text, " ")
 	if f[0] == "UNKNOWN" {
-		return netip.Addr{}, nil
+		return netip.AddrPort{}, nil
 	}
-	if len(f) != 5 || f[0] != "TCP4" && f[0] != "TCP6" || !isPort(f[3]) || !isPort(f[4]) {
-		return netip.Addr{}, errProxyHeader
+	if len(f) != 5 || f[0] != "TCP4" && f[0] != "TCP6" {
+		return netip.AddrPort{}, errProxyHeader
 	}
 	source, err := netip.ParseAddr(f[1])
 	destination, err2 := netip.ParseAddr(f[2])
+	port, err3 := parsePort(f[3])
+	_, err4 := parsePort(f[4])
 	v4 := f[0] == "TCP4"
-	if err != nil || err2 != nil || source.Is4() != v4 || destination.Is4() != v4 || source.Zone() != "" || destination.Zone() != "" {
-		return netip.Addr{}, errProxyHeader
+	if cmp.Or(err, err2, err3, err4) != nil || source.Is4() != v4 || destination.Is4() != v4 || source.Zone() != "" || destination.Zone() != "" {
+		return netip.AddrPort{}, errProxyHeader
 	}
-	return source.Unmap(), nil
+	return netip.AddrPortFrom(source.Unmap(), port), nil
 }
 
-func isPort(s string) bool {
+func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
-	return err == nil && strconv.FormatUint(n, 10) == s
+	if err == nil && strconv.FormatUint(n, 10) != s {
+		err = errProxyHeader
+	}
+	return uint16(n), err
 }
 
 // parseProxyV2 reads version and command, family, and what stands behind the fixed part.
-func parseProxyV2(command, family byte, rest []byte) (addr netip.Addr, itself bool, err error) {
+func parseProxyV2(command, family byte, rest []byte) (from netip.AddrPort, itself bool, err error) {
 	const local, proxy = 0x20, 0x21
 	const unspecified, tcp4, tcp6 = 0x00, 0x11, 0x21
 	if command == local {
-		return netip.Addr{}, true, nil // whatever else it says is to be ignored
+		return from, true, nil // whatever else it says is to be ignored
 	}
 	length := map[byte]int{unspecified: 0, tcp4: 12, tcp6: 36}
 	n, known := length[family]
 	if command != proxy || !known || len(rest) < n || family != unspecified && !areTLVs(rest[n:]) {
-		return netip.Addr{}, false, errProxyHeader
+		return from, false, errProxyHeader
 	}
 	switch family {
-	case tcp4:
-		return netip.AddrFrom4([4]byte(rest)), false, nil
+	case tcp4: // source, destination, and the ports of both
+		from = netip.AddrPortFrom(netip.AddrFrom4([4]byte(rest)), binary.BigEndian.Uint16(rest[8:]))
 	case tcp6:
-		return netip.AddrFrom16([16]byte(rest)).Unmap(), false, nil
+		from = netip.AddrPortFrom(netip.AddrFrom16([16]byte(rest)).Unmap(), binary.BigEndian.Uint16(rest[32:]))
 	}
-	return netip.Addr{}, false, nil
+	return from, false, nil
 }
 
 // areTLVs: type, length in two octets, value, again and again to the end.

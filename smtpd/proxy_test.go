@@ -32,24 +32,24 @@ const (
 	tlv    = "\x04\x00\x03abc"
 )
 
-// goodHeaders are headers and the address that each gives.
+// goodHeaders are headers and the address and port that each gives.
 func goodHeaders() map[string]string {
 	return map[string]string{
-		"PROXY TCP4 192.0.2.77 198.51.100.1 4096 25\r\n":               "192.0.2.77",
-		"PROXY TCP4 0.0.0.0 255.255.255.255 0 65535\r\n":               "0.0.0.0",
-		"PROXY TCP6 2001:db8::1 2001:db8::2 4096 25\r\n":               "2001:db8::1",
-		"PROXY TCP6 ::ffff:192.0.2.77 ::ffff:198.51.100.1 4096 25\r\n": "192.0.2.77",
+		"PROXY TCP4 192.0.2.77 198.51.100.1 4096 25\r\n":               "192.0.2.77:4096",
+		"PROXY TCP4 0.0.0.0 255.255.255.255 0 65535\r\n":               "0.0.0.0:0",
+		"PROXY TCP6 2001:db8::1 2001:db8::2 4096 25\r\n":               "[2001:db8::1]:4096",
+		"PROXY TCP6 ::ffff:192.0.2.77 ::ffff:198.51.100.1 4096 25\r\n": "192.0.2.77:4096",
 		"PROXY UNKNOWN\r\n":                             "",
 		"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n": "",
 		"PROXY UNKNOWN " + strings.Repeat("x", 107-len("PROXY UNKNOWN \r\n")) + "\r\n": "",
-		v2(0x21, 0x11, v2four):         "192.0.2.77",
-		v2(0x21, 0x11, v2four+tlv+tlv): "192.0.2.77",
-		v2(0x21, 0x21, v2six):          "2001:db8::1",
+		v2(0x21, 0x11, v2four):         "192.0.2.77:4096",
+		v2(0x21, 0x11, v2four+tlv+tlv): "192.0.2.77:4096",
+		v2(0x21, 0x21, v2six):          "[2001:db8::1]:4096",
 		v2(0x21, 0x00, ""):             "",
 		v2(0x21, 0x00, "whatever"):     "",
 		v2(0x20, 0x00, ""):             "",
 		v2(0x20, 0x11, v2four):         "",
-		v2(0x21, 0x11, v2four+"\x04\x03\xf1"+strings.Repeat("x", 1009)): "192.0.2.77",
+		v2(0x21, 0x11, v2four+"\x04\x03\xf1"+strings.Repeat("x", 1009)): "192.0.2.77:4096",
 	}
 }
 
@@ -76,7 +76,7 @@ func TestPROXYHeaders(t *testing.T) {
 				r = iotest.OneByteReader(all)
 			}
 			got, itself, err := readProxyHeader(r)
-			if err != nil || got != mustAddr(want) || itself != (len(header) > 12 && header[12] == 0x20) {
+			if err != nil || got != mustAddrPort(want) || itself != (len(header) > 12 && header[12] == 0x20) {
 				t.Errorf("%q: %v, %v, want %s", header, got, err, want)
 			}
 			if rest, _ := io.ReadAll(all); string(rest) != "EHLO client.test\r\n" {
@@ -96,11 +96,11 @@ func TestPROXYHeaders(t *testing.T) {
 	}
 }
 
-func mustAddr(s string) netip.Addr {
+func mustAddrPort(s string) netip.AddrPort {
 	if s == "" {
-		return netip.Addr{}
+		return netip.AddrPort{}
 	}
-	return netip.MustParseAddr(s)
+	return netip.MustParseAddrPort(s)
 }
 
 // FuzzPROXY: no more is read than the longest header has, and an address is a plain one.
@@ -113,13 +113,14 @@ func FuzzPROXY(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		addr, itself, err := readProxyHeader(r)
+		from, itself, err := readProxyHeader(r)
 		if n := len(b) - r.Len(); n > proxyFixed+proxyV2Max {
 			t.Fatalf("read %d octets", n)
 		}
 		if err != nil {
 			return
 		}
+		addr := from.Addr()
 		if addr.Is4In6() || addr.Zone() != "" || itself && addr.IsValid() {
 			t.Fatalf("%q gives %v", b, addr)
 		}

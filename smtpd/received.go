@@ -16,7 +16,7 @@ func (c *conn) appendReceived(b []byte, id string, now time.Time) []byte {
 	b = append(b, "Received: from "...)
 	b = appendHost(b, c.helo)
 	b = append(b, " ("...)
-	b = append(b, cmp.Or(c.name.by(c.named), "unknown")...)
+	b = append(b, cmp.Or(c.tx.envelope.Name, "unknown")...)
 	if c.client.IsValid() { // a host in front of us may not know it
 		b = append(b, ' ')
 		b = append(b, addressLiteral(c.client.String(), c.client.Is6())...)

@@ -83,7 +83,7 @@ func (s session) Mail(string, *smtp.MailOptions) error {
 	c.tx = &transaction{
 		rules: rules, settings: v, id: c.id + "." + strconv.Itoa(c.count), trusted: rules.Trusted(c.client),
 		envelope: mail.Envelope{
-			Session: c.id, ReversePath: c.next.path, Client: c.client, Helo: c.helo, SMTPUTF8: c.next.utf8,
+			Session: c.id, ReversePath: c.next.path, Client: c.client, Port: c.port, Helo: c.helo, SMTPUTF8: c.next.utf8,
 			EightBit: c.next.eightBit, Return: c.next.ret, EnvID: c.next.envID, ReceivedAt: now,
 		},
 	}
@@ -120,6 +120,9 @@ func (s session) Rcpt(string, *smtp.RcptOptions) error {
 	c.tx.hops = append(c.tx.hops, hop)
 	return c.door(replyRcptOK, nil)
 }
+
+// nameClient waits, for a bounded time, until the client's name is known, and notes it.
+func (c *conn) nameClient() { c.tx.envelope.Name = c.name.by(c.named) }
 
 // accepts says whether the listener takes mail of this client for a recipient, and gives the path that it goes to.
 func (c *conn) accepts(path mail.Path) (mail.Path, *mail.Reply) {
@@ -160,6 +163,9 @@ func (c *conn) recipient(path mail.Path) (mail.Path, nextHop, *mail.Reply) {
 		}
 		hop.unverified = !named
 		return to, hop, nil
+	}
+	if transport.Tell == config.TellXClient {
+		c.nameClient()
 	}
 	reply, err := c.server.o.Relay.Ask(c.ctx, transport, hop.domain, &tx.envelope, to)
 	var away *relay.OutOfReach

@@ -43,7 +43,7 @@ func (c *conn) watch(cancel context.CancelFunc) (stop func() (gone bool)) {
 		_ = c.base.SetReadDeadline(longAgo)
 		<-done
 		if !gone {
-			_, gone = peek(c.base) // it may have gone just now
+			_, gone = c.unread.peek() // it may have gone just now
 		}
 		return gone
 	}

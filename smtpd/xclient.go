@@ -49,7 +49,7 @@ func (c *conn) xclient(rest string) *mail.Reply {
 	}
 	if x.addr != nil {
 		c.front = c.connected()
-		if reply := c.server.reseat(c, *x.addr, rules); reply != nil {
+		if reply := c.server.reseat(c, netip.AddrPortFrom(*x.addr, 0), rules); reply != nil {
 			c.abort(reply)
 			return nil
 		}

@@ -183,15 +183,17 @@ func TestXCLIENTCountsForTheNetworksThatAreOurs(t *testing.T) {
 // TestOneNodeTellsAnotherWhoItsClientIs: what relay says to a next hop that wants it, and what is understood here.
 func TestOneNodeTellsAnotherWhoItsClientIs(t *testing.T) {
 	h := newHop(t)
+	nameless := func(o *Options) { o.Resolver = dnsServer(t) }
 	second := map[config.Tell]*rig{
-		config.TellXClient: fronted(t, snapshot("one.test", h.addr()), nil), config.TellProxy: behind(t, snapshot("one.test", h.addr()), nil),
+		config.TellXClient: fronted(t, snapshot("one.test", h.addr()), nameless), config.TellProxy: behind(t, snapshot("one.test", h.addr()), nameless),
 	}
+	names := dnsServer(t, ptr(77, "mail.client.test."), "mail.client.test. A 192.0.2.77")
 	for tell, g := range second {
 		s := &config.Snapshot{
 			Domains:    config.NewDomains([]config.Domain{{Name: "one.test", Transport: "second"}}),
 			Transports: []config.Transport{{Name: "second", Hosts: []string{g.addr}, TLS: config.TLSNone, Tell: tell}},
 		}
-		first := behind(t, s, nil)
+		first := behind(t, s, func(o *Options) { o.Resolver = names })
 		before := len(h.messages())
 		p := first.dialFor("192.0.2.77")
 		p.want("220")
@@ -202,7 +204,24 @@ func TestOneNodeTellsAnotherWhoItsClientIs(t *testing.T) {
 		if wire := h.messages()[before].wire; strings.Count(wire, "[192.0.2.77])") != 2 {
 			t.Errorf("%s: %q", tell, wire)
 		}
+		if line, _, _ := strings.Cut(h.messages()[before].wire, "\r\n"); strings.Contains(line, "(mail.client.test [192.0.2.77])") != (tell == config.TellXClient) {
+			t.Errorf("%s: the name: %s", tell, line)
+		}
+		// Of one session, that the recipient was asked about in and the message came by.
+		if got, want := g.ports(), map[config.Tell]string{config.TellXClient: "[0]", config.TellProxy: "[4096]"}[tell]; fmt.Sprint(got) != want {
+			t.Errorf("%s: sessions of clients with the ports %v, want %s", tell, got, want)
+		}
 	}
+}
+
+// ports are those of the clients that are there.
+func (g *rig) ports() (all []uint16) {
+	g.server.sessions.mu.Lock()
+	defer g.server.sessions.mu.Unlock()
+	for c := range g.server.sessions.conns {
+		all = append(all, c.port)
+	}
+	return all
 }
 
 const nginxConfig = `load_module /usr/lib/nginx/modules/ngx_mail_module.so;
