@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"mailproxy/config"
+	"mailproxy/db"
 )
 
 // carryTimeout bounds one command at the master: a text of any size.
@@ -68,6 +70,7 @@ func (o *Operator) Carry(ctx context.Context, c config.Command) (config.CommandR
 	}
 	ctx, cancel := context.WithTimeout(ctx, carryTimeout)
 	defer cancel()
+	c.Schema = cmp.Or(c.Schema, db.OwnSchema())
 	reply, err := postCommand(ctx, socket, c)
 	if err != nil {
 		if !errors.Is(err, errNotTaken) {

@@ -13,6 +13,8 @@ type Command struct {
 	Secret []byte `json:"secret,omitempty"`
 	// At is the position whose configuration the administrator saw; where it is not zero and the master is elsewhere, nothing is done.
 	At Position `json:"at,omitzero"`
+	// Schema is the newest migration that the program knows which the administrator used; 0 for one that does not say so, which is older.
+	Schema int64 `json:"schema,omitempty"`
 }
 
 // MaxCommandBytes bounds a Command in JSON: a text with a million domains.

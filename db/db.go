@@ -75,6 +75,18 @@ func (d *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
+// OwnSchema is the newest migration that this program knows. A database that a later version has had may be further on.
+func OwnSchema() int64 {
+	var newest int64
+	files, _ := migrations.ReadDir("migrations")
+	for _, f := range files {
+		if n, err := goose.NumericComponent(f.Name()); err == nil {
+			newest = max(newest, n)
+		}
+	}
+	return newest
+}
+
 // Migrate brings the schema up to this program's, and gives every table of config its triggers. A daemon and a command may do so at
 // once. Files in extra, named as those in migrations are, come in their order among them.
 func (d *DB) Migrate(ctx context.Context, extra ...fs.FS) error {

@@ -121,6 +121,9 @@ func (d *daemon) tryCommand(ctx context.Context, from config.CID, cmd config.Com
 	if !mayCarry(cmd.Args) {
 		return "", usagef("this command is not carried from node to node: %s", strings.Join(cmd.Args, " "))
 	}
+	if err := d.knowsAll(from, cmd); err != nil {
+		return "", err
+	}
 	st, err := d.db.State(ctx)
 	if err != nil {
 		return "", err
@@ -129,10 +132,10 @@ func (d *daemon) tryCommand(ctx context.Context, from config.CID, cmd config.Com
 		return "", withHint(fmt.Errorf("%w: it is not %s any more", db.ErrNotMaster, d.local.Name), `"pmgcm status" shows which node is`)
 	}
 	if cmd.At != (config.Position{}) && cmd.At != st.Position {
-		return "", withHint(errMeanwhile, "run it again to see the difference from what there is now")
+		return "", withHint(errMeanwhile, againHint)
 	}
 	who := db.Author{Who: cut(clean(cmd.Who), maxWho), Command: cut(clean(cmd.Line), maxLine), Node: from}
-	ctx = context.WithValue(ctx, carriedKey{}, &store{d.db, d.local, who})
+	ctx = context.WithValue(ctx, carriedKey{}, &store{d.db, d.local, who, cmd.At})
 	var out bytes.Buffer
 	var in io.Reader = strings.NewReader(cmd.Text)
 	if len(cmd.Secret) > 0 {
@@ -141,6 +144,26 @@ func (d *daemon) tryCommand(ctx context.Context, from config.CID, cmd config.Com
 	app := newApp(in, &out, &out)
 	err = app.RunContext(ctx, cliargs.Reorder(app, append([]string{"mailproxy"}, cmd.Args...)))
 	return out.String(), err
+}
+
+// errOlderProgram is a whole configuration from a program that does not know all that there is in one.
+var errOlderProgram = errors.New("nothing was changed: its mailproxy is older than the master's, and what it does not know of would be removed")
+
+// knowsAll refuses a whole configuration from a program that is older than this one: what such a text lacks is removed. It may come from a
+// member that was put back to an older version, and holds all that the master has.
+func (d *daemon) knowsAll(from config.CID, cmd config.Command) error {
+	if cmd.Args[0] != "config" || cmd.Args[1] != "apply" || cmd.Schema >= db.OwnSchema() {
+		return nil
+	}
+	name := d.local.Name
+	if s := d.config.loaded.Load(); s != nil {
+		for _, n := range s.Nodes {
+			if n.CID == from {
+				name = n.Name
+			}
+		}
+	}
+	return withHint(fmt.Errorf("node %s: %w", name, errOlderProgram), "upgrade mailproxy on %s; or run the command on the master, %s", name, d.local.Name)
 }
 
 // cut shortens a text to n bytes at most, at a character's edge.

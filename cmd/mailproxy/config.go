@@ -89,6 +89,9 @@ func configApply(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		if s.at != (config.Position{}) && before.Position != s.at {
+			return withHint(errMeanwhile, againHint)
+		}
 		after := before.With(parts)
 		if err := compiles(after); err != nil {
 			return inText(args[0], parts.Locate(err))
@@ -189,7 +192,7 @@ func (s *store) apply(c *cli.Context, before, after *config.Snapshot, difference
 			return err
 		}
 		if len(config.Diff(before, now)) > 0 {
-			return withHint(errMeanwhile, "run it again to see the difference from what there is now")
+			return withHint(errMeanwhile, againHint)
 		}
 		return putDifferences(ctx, tx, after, differences)
 	})
@@ -200,6 +203,8 @@ func (s *store) apply(c *cli.Context, before, after *config.Snapshot, difference
 }
 
 var errMeanwhile = errors.New("the configuration was changed meanwhile")
+
+const againHint = "run it again to see the difference from what there is now"
 
 // putDifferences writes every object that differs. Domains can be many: they go in bulk.
 func putDifferences(ctx context.Context, tx *db.Tx, after *config.Snapshot, differences []config.Difference) error {

@@ -26,6 +26,7 @@ type store struct {
 	*db.DB
 	local  *config.Local
 	author db.Author
+	at     config.Position // of a carried command: where it is not zero, only this configuration may be changed
 }
 
 // withStore runs do with the database of the node that --config names.
@@ -51,7 +52,7 @@ func withStore(c *cli.Context, do func(ctx context.Context, s *store) error) err
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoDatabase, err)
 	}
-	if err = do(ctx, &store{d, local, author()}); errors.Is(err, db.ErrNoSchema) {
+	if err = do(ctx, &store{DB: d, local: local, author: author()}); errors.Is(err, db.ErrNoSchema) {
 		return fmt.Errorf("%w: %w", errNoDatabase, err)
 	}
 	return err

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -143,6 +145,63 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 		if reply, err := o.Carry(t.Context(), cmd); err != nil || reply.Code != 0 {
 			t.Errorf("beside today's: %+v, %v", reply, err)
 		}
+	})
+	holdsTheSame := func() {
+		t.Helper()
+		eventually(t, func() error {
+			if mine, its := slave.must("config", "show"), master.must("config", "show"); mine != its {
+				return errors.New(mine)
+			}
+			return nil
+		})
+	}
+	t.Run("a whole text of a version that does not know all of it", func(t *testing.T) {
+		master.must("tls", "sender", "add", "bank.example")
+		d, err := db.Open(db.Options{DSN: databaseDSN(slave.local), Log: zerolog.Nop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		for _, schema := range []int64{1, db.OwnSchema() - 1, db.OwnSchema()} {
+			holdsTheSame()
+			st, err := d.State(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := &cluster.Operator{Local: slave.local, DB: d}
+			reply, err := o.Carry(t.Context(), config.Command{Args: []string{"config", "apply", "-", "--yes"}, At: st.Position, Schema: schema,
+				Text: "[[domain]]\nname = \"c.test\"\nhosts = [\"192.0.2.3\"]\n"})
+			left := master.must("tls", "sender", "list")
+			if schema == db.OwnSchema() {
+				if err != nil || reply.Code != 0 || strings.Contains(left, "bank.example") {
+					t.Errorf("of the same version: %+v, %v; left: %s", reply, err, left)
+				}
+				continue
+			}
+			if err != nil || reply.Code != 1 || reply.Error != "node n2.test: "+errOlderProgram.Error() || !strings.HasPrefix(reply.Hint, "upgrade mailproxy on n2.test;") ||
+				!strings.Contains(left, "bank.example") {
+				t.Errorf("schema %d: %+v, %v; left: %s", schema, reply, err, left)
+			}
+		}
+	})
+	t.Run("a whole text beside what came between", func(t *testing.T) {
+		d, err := db.Open(db.Options{DSN: databaseDSN(master.local), Log: zerolog.Nop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		st, err := d.State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		master.must("domain", "add", "between.test", "--to", "192.0.2.1")
+		var out strings.Builder
+		ctx := context.WithValue(t.Context(), carriedKey{}, &store{d, master.local, db.Author{Who: "root"}, st.Position})
+		err = newApp(strings.NewReader(""), &out, &out).RunContext(ctx, []string{"mailproxy", "config", "apply", "--yes", "-"})
+		if !errors.Is(err, errMeanwhile) || !strings.Contains(master.must("domain", "list"), "between.test") {
+			t.Errorf("%v %s", err, out.String())
+		}
+		holdsTheSame()
 	})
 	t.Run("with the master away", func(t *testing.T) {
 		before := slave.must("config", "show")
