@@ -164,3 +164,14 @@ func TestWhoDoesNotWaitInsideTLSIsRefused(t *testing.T) {
 		p.ask("QUIT", "221")
 	})
 }
+
+// Who is sent away hears why, whatever it has sent: nothing of that is read.
+func TestWhoIsSentAwayIsToldWhyThoughItDidNotWait(t *testing.T) {
+	g := behind(t, with(snapshot(), "max_sessions_per_address", "1"), nil)
+	first := g.dialFor("192.0.2.77")
+	first.want("220")
+	second := g.dial()
+	second.send("PROXY TCP4 192.0.2.77 198.51.100.1 4096 25\r\nEHLO client.test\r\n")
+	second.want("421 4.7.0 too many sessions from your address")
+	second.wantEnd()
+}

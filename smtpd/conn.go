@@ -236,6 +236,7 @@ func (c *conn) end(reply *mail.Reply) {
 		return
 	}
 	c.log.Debug().Int("code", reply.Code).Str("reason", reply.Text).Msg("session.ended")
+	c.alone = false // nothing is read any more
 	c.out = appendReply(c.out, reply)
 	c.flush()
 	c.phase = phaseEnded

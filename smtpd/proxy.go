@@ -92,9 +92,9 @@ func (c *conn) refused(reply *mail.Reply) {
 	c.end(reply)
 }
 
-// readProxyHeader reads one header and not an octet more. It gives the client's address and port; the zero AddrPort where the balancer does not know it
-// (UNKNOWN, UNSPEC), and where it speaks for itself, as its health checks do (LOCAL). The former is nobody: what a balancer in our networks
-// may do, its clients may not. Whatever is not exactly a header is errProxyHeader, or the error of r.
+// readProxyHeader reads one header and not an octet more. It gives the client's address and port; the zero AddrPort where the balancer does
+// not know it (UNKNOWN, UNSPEC), and where it speaks for itself, as its health checks do (LOCAL). The former is nobody: what a balancer in
+// our networks may do, its clients may not. Whatever is not exactly a header is errProxyHeader, or the error of r.
 func readProxyHeader(r io.Reader) (from netip.AddrPort, itself bool, err error) {
 	var b [proxyFixed + proxyV2Max]byte
 	head := b[:len(proxySignature)] // no header of either version is shorter
