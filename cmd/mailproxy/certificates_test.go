@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -17,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -79,7 +82,8 @@ func TestACertificateIsChosenByTheNameThatIsAskedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &certificates{name: "mx.test", file: fileCert, log: zerolog.Nop()}
+	c := &certificates{name: "mx.test", log: zerolog.Nop()}
+	c.file.Store(&fileCert)
 	shown := func(name string) string {
 		t.Helper()
 		cert, err := c.get(&tls.ClientHelloInfo{ServerName: name})
@@ -129,6 +133,76 @@ func TestACertificateIsChosenByTheNameThatIsAskedFor(t *testing.T) {
 	c.use(nil, open)
 	if got := shown("one.test"); got != "file" {
 		t.Errorf("removed, one.test is shown %s", got)
+	}
+}
+
+func TestTheNodesFileIsFollowed(t *testing.T) {
+	later := time.Now().Add(1000 * time.Hour)
+	first, second := newPair(t, nil, later, "first"), newPair(t, nil, later, "second")
+	path, at := filepath.Join(t.TempDir(), "smtp.pem"), time.Now()
+	write := func(text string) {
+		t.Helper()
+		at = at.Add(time.Second) // the kernel's clock for files is a coarse one
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(first.private(t) + first.chain(t))
+	cert, err := tls.LoadX509KeyPair(path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	synctest.Test(t, func(t *testing.T) {
+		c := &certificates{name: "mx.test", path: path, log: zerolog.New(&log)}
+		c.file.Store(&cert)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); c.follow(ctx) }()
+		defer func() { cancel(); <-done }()
+		// wants waits for one look more than there was.
+		wants := func(what, name, problem string) {
+			t.Helper()
+			time.Sleep(filePoll)
+			synctest.Wait()
+			shown, _ := c.get(&tls.ClientHelloInfo{})
+			if shown.Leaf.DNSNames[0] != name {
+				t.Errorf("%s: %s is shown, want %s", what, shown.Leaf.DNSNames[0], name)
+			}
+			all := c.problems(time.Now())
+			if (len(all) > 0) != (problem != "") || problem != "" && !strings.Contains(all[0].What, problem) {
+				t.Errorf("%s: problems %v, want %s", what, all, problem)
+			}
+		}
+		wants("as it was", "first", "")
+		write(second.private(t))
+		wants("half written", "first", "failed to find certificate PEM data")
+		write(second.private(t) + first.chain(t))
+		wants("a key that is another's", "first", "private key does not match public key")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		wants("gone", "first", "no such file")
+		wants("gone for longer", "first", "no such file")
+		write(second.private(t) + second.chain(t))
+		wants("another", "second", "")
+		write(first.private(t) + first.chain(t))
+		wants("and back", "first", "")
+		move := func(from, to string) {
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		move(path, path+".away")
+		wants("moved away", "first", "no such file")
+		move(path+".away", path)
+		wants("moved back", "first", "")
+	})
+	if n := strings.Count(log.String(), "certificate.unused"); n != 4 {
+		t.Errorf("%d times in the log that it is not shown, want 4:\n%s", n, &log)
+	}
+	if n := strings.Count(log.String(), "certificate.loaded"); n != 2 {
+		t.Errorf("%d times in the log that it was loaded, want 2:\n%s", n, &log)
 	}
 }
 
@@ -263,6 +337,9 @@ func TestCertificatesAreShownOnAllNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(tlsFile(master.local), []byte("half of it"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	later := time.Now().Add(1000 * time.Hour)
 	first, second := newPair(t, nil, later, "mail.test"), newPair(t, nil, later, "mail.test")
 	for _, p := range []*pair{first, second} { // the second takes its place
@@ -303,6 +380,17 @@ func TestCertificatesAreShownOnAllNodes(t *testing.T) {
 		}
 		return err
 	})
+	eventually(t, func() error {
+		if out, _, code := master.run("pmgcm", "status"); !strings.Contains(out, "the certificate in "+tlsFile(master.local)+" is not shown: ") {
+			return fmt.Errorf("status: exit code %d\n%s", code, out)
+		}
+		return nil
+	})
+	renewed := newPair(t, nil, later, "n1.test")
+	if err := os.WriteFile(tlsFile(master.local), []byte(renewed.private(t)+renewed.chain(t)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	master.awaitShown("", renewed)
 	if out := master.must("secret", "list"); strings.Contains(out, "tls-mail.test") {
 		t.Errorf("the key is still there: %s", out)
 	}

@@ -133,12 +133,15 @@ func (c *configuration) wake() {
 
 // Run keeps what is in force up to date until ctx ends.
 func (c *configuration) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if c.certificates != nil {
+		wg.Go(func() { c.certificates.follow(ctx) })
+	}
 	if !c.migrate(ctx) {
 		return nil
 	}
 	c.migrated.Store(true)
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	wg.Go(func() {
 		runtime.LockOSThread() // it ends with this goroutine
 		// Taking mail and changes goes before; where that cannot be had it goes beside.

@@ -2,9 +2,11 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -23,9 +25,13 @@ const expiryNotice = 14 * 24 * time.Hour
 // or that of the node's file.
 type certificates struct {
 	name string // the node's
-	file tls.Certificate
+	path string // of the node's file
 	log  zerolog.Logger
 	live atomic.Pointer[certificateSet]
+	file atomic.Pointer[tls.Certificate]
+	// broken is what is wrong with the file; nil where it has what is shown.
+	broken atomic.Pointer[cluster.Problem]
+	seen   os.FileInfo // of the file when it was read last; look's own
 }
 
 // A certificateSet is what is in force.
@@ -53,7 +59,51 @@ func (c *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 			}
 		}
 	}
-	return &c.file, nil
+	return c.file.Load(), nil
+}
+
+// filePoll is how often the node's file is looked at.
+const filePoll = 5 * time.Second
+
+// follow shows what the node's file has until ctx ends.
+func (c *certificates) follow(ctx context.Context) {
+	poll := time.NewTicker(filePoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+			c.look()
+		}
+	}
+}
+
+// look takes over the node's file where it has changed. One that is not whole, as while it is being written, changes nothing, and is tried
+// again at the next look.
+func (c *certificates) look() {
+	info, err := os.Stat(c.path)
+	if err == nil && c.seen != nil && c.broken.Load() == nil &&
+		os.SameFile(c.seen, info) && c.seen.ModTime().Equal(info.ModTime()) && c.seen.Size() == info.Size() {
+		return
+	}
+	var cert tls.Certificate
+	if err == nil {
+		cert, err = tls.LoadX509KeyPair(c.path, c.path)
+	}
+	if err != nil {
+		p := &cluster.Problem{What: fmt.Sprintf("the certificate in %s is not shown: %v; the one before is", c.path, err),
+			Remedy: "put the private key, the certificate and those between it and the root there, in PEM, for the daemon's user to read"}
+		if was := c.broken.Swap(p); was == nil || was.What != p.What {
+			c.log.Error().Str("file", c.path).Err(err).Msg("certificate.unused")
+		}
+		return
+	}
+	c.seen = info
+	c.broken.Store(nil)
+	if was := c.file.Swap(&cert); !was.Leaf.Equal(cert.Leaf) {
+		c.log.Info().Str("file", c.path).Time("not_after", cert.Leaf.NotAfter).Msg("certificate.loaded")
+	}
 }
 
 // find gives the certificate for a name, or for all names beside it; nil where there is none.
@@ -110,12 +160,15 @@ func openCertificate(x *config.Certificate, open func(name string) ([]byte, erro
 }
 
 // problems names what is not shown, and what will soon be of no use.
-func (c *certificates) problems(now time.Time) []cluster.Problem {
+func (c *certificates) problems(now time.Time) (all []cluster.Problem) {
+	if p := c.broken.Load(); p != nil {
+		all = append(all, *p)
+	}
 	set := c.live.Load()
 	if set == nil {
-		return nil
+		return all
 	}
-	all := slices.Clone(set.unused)
+	all = append(all, set.unused...)
 	for name, cert := range set.byName {
 		if what := expiry(cert.Leaf, now); what != "" {
 			all = append(all, cluster.Problem{What: fmt.Sprintf("certificate %s %s", name, what),

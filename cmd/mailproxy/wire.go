@@ -138,7 +138,8 @@ func (d *daemon) open() error {
 		if err != nil {
 			return err
 		}
-		d.config.certificates = &certificates{name: d.local.Name, file: file, log: d.log}
+		d.config.certificates = &certificates{name: d.local.Name, path: tlsFile(d.local), log: d.log}
+		d.config.certificates.file.Store(&file)
 		d.config.showCertificates()
 		d.smtpd = smtpd.New(smtpd.Options{
 			Hostname: d.local.Name, Rules: d.config.rules.Load, Relay: d.relay, Queue: d.queue, TLS: d.config.certificates.tlsConfig(),
