@@ -73,8 +73,7 @@ func pairWith(t *testing.T, kind config.TunnelKind, c timing) *carriedPair {
 	p := &carriedPair{ca: newCA(t), a: newNode(t, Options{}), b: newNode(t, Options{})}
 	p.a.enter(p.ca, 1)
 	p.b.enter(p.ca, 2)
-	p.tcp = newRelay(t, p.b.addr)
-	p.udp = newUDPRelay(t, p.tcp.l.Addr().String(), p.b.addr)
+	p.tcp, p.udp = newRelays(t, p.b.addr)
 	p.s = carriedBy(snapshot(p.ca, p.a, p.b), kind)
 	p.s.Nodes[0].Address = ""
 	p.s.Nodes[1].Address = p.tcp.l.Addr().String()

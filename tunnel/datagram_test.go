@@ -1,9 +1,11 @@
 package tunnel
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -19,13 +21,24 @@ type udpRelay struct {
 	own     owned
 }
 
-// newUDPRelay listens at an address, which a relay for TCP may have too.
-func newUDPRelay(t *testing.T, at, to string) *udpRelay {
+// newRelays gives relays for TCP and UDP at one address: a port that is free for the one may not be for the other.
+func newRelays(t *testing.T, to string) (*relay, *udpRelay) {
 	t.Helper()
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
-	if err != nil {
-		t.Fatal(err)
+	for {
+		r := newRelay(t, to)
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(r.l.Addr().String())))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, newUDPRelay(t, c, to)
 	}
+}
+
+func newUDPRelay(t *testing.T, c *net.UDPConn, to string) *udpRelay {
+	t.Helper()
 	r := &udpRelay{c: c, to: netip.MustParseAddrPort(to), clients: map[netip.AddrPort]*net.UDPConn{}}
 	r.own.spawn(r.serve)
 	t.Cleanup(func() {

@@ -285,8 +285,8 @@ func (t *Tunnel) idle(s *session) {
 
 // retireLocked lets a surplus session go once it has had no channel for a while. Each side does that by its own count; a channel that
 // the other side opens at that moment was not yet taken, and its Dial goes to the other connection. One for bulk is ended by who made
-// it: only that side knows of a channel that is about to be opened. Another program's connection is its own affair. A session by another carrier than the wanted one goes after a while with what is open on it, since streams between
-// daemons may last for ever.
+// it: only that side knows of a channel that is about to be opened. Another program's connection is its own affair. A session by another
+// carrier than the wanted one goes after a while with what is open on it, since streams between daemons may last for ever.
 func (t *Tunnel) retireLocked(p *peer, s *session) {
 	if s.use != useTheir && s.carried != p.want && p.rightLocked() && !s.leaving {
 		s.leaving = true
