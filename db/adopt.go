@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,10 +40,18 @@ func (d *DB) adopt(ctx context.Context, p *Peer, here, at config.Position, full 
 		sql := fmt.Sprintf("SELECT * FROM node.export_delta(%d, %d, %d, %d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial,
 			here.Epoch.N, here.Epoch.Owner, here.Serial)
 		if full {
-			sql = fmt.Sprintf("SELECT * FROM node.export_config(%d, %d, %d)", at.Epoch.N, at.Epoch.Owner, at.Serial)
-			if err := tx.QueryRow(ctx, "SELECT ARRAY(SELECT node.tables())").Scan(&whole); err != nil {
+			there, err := p.state(ctx)
+			if err != nil {
 				return err
 			}
+			var sums map[string]string
+			if err := tx.QueryRow(ctx, "SELECT node.sums()").Scan(&sums); err != nil {
+				return err
+			}
+			whole = differing(sums, there.sums)
+			stats.Tables = whole
+			sql = fmt.Sprintf("SELECT * FROM node.export_config(%d, %d, %d) WHERE tab = ANY (%s::text[])", at.Epoch.N, at.Epoch.Owner, at.Serial,
+				quote("{"+strings.Join(whole, ",")+"}"))
 		}
 		got, err := copyRows(ctx, p.conn.PgConn(), tx.Conn().PgConn(), sql)
 		stats.Rows, stats.Bytes = got.rows, got.bytes

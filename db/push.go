@@ -18,7 +18,7 @@ type PushStats struct {
 	Bytes      int64           `json:"bytes"`   // sent to the peer; by Adopt: read from it
 	Rows       int64           `json:"rows"`    // rows sent
 	Resumed    int64           `json:"resumed"` // rows that were there already, from pushes that broke
-	Tables     []string        `json:"tables"`  // tables whose digest differed, those of a full push
+	Tables     []string        `json:"tables"`  // tables whose digest differed, those of a full push or adoption
 	Took       time.Duration   `json:"took"`
 	Full       bool            `json:"full"` // by tables, not by what commits have touched
 	From       config.Position `json:"from"`
@@ -260,18 +260,7 @@ func (s *sending) full(ctx context.Context) error {
 		return err
 	}
 	sums := s.sums
-	var tables []string
-	for t, sum := range sums {
-		if s.there.sums[t] != sum {
-			tables = append(tables, t)
-		}
-	}
-	for t := range s.there.sums {
-		if _, ok := sums[t]; !ok {
-			tables = append(tables, t)
-		}
-	}
-	slices.Sort(tables)
+	tables := differing(sums, s.there.sums)
 	s.stats.Full, s.stats.Tables = true, tables
 	large := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return rowsOf(sums[t]) < s.large })
 	small := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(large, t) })
@@ -289,6 +278,23 @@ func (s *sending) full(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// differing gives the tables whose kept sums are not the same at both ends, by name.
+func differing(here, there map[string]string) []string {
+	tables := []string{}
+	for t, sum := range here {
+		if there[t] != sum {
+			tables = append(tables, t)
+		}
+	}
+	for t := range there {
+		if _, ok := here[t]; !ok {
+			tables = append(tables, t)
+		}
+	}
+	slices.Sort(tables)
+	return tables
 }
 
 // send copies the rows of a query and large tables to the peer, and applies all of it there, in one transaction at the peer.

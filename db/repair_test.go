@@ -3,6 +3,7 @@ package db_test
 import (
 	"context"
 	"strings"
+	"slices"
 	"testing"
 
 	"mailproxy/config"
@@ -102,6 +103,22 @@ func TestAPushThatOverwritesNothingLeavesTheJournalEmpty(t *testing.T) {
 	if s := push(t, c[2], c[1]); s.Journalled != 2 { // its epoch's first commit, and the domain
 		t.Errorf("push to the loser: %+v", s)
 	}
+}
+
+// Of 100,000 domains and their history a pull takes what differs.
+func TestAnAdoptionAfterDriftTakesTheTablesThatDiffer(t *testing.T) {
+	c := cluster(t, 2)
+	put(t, c[0].DB, "a.test", "b.test")
+	commit(t, c[0].DB, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutSetting(ctx, config.Setting{Name: "queue_life", Value: "2d"})
+	})
+	push(t, c[0], c[1])
+	c[1].byHand(t, "DELETE FROM config.domain WHERE name = 'a.test'", "INSERT INTO config.network (prefix) VALUES ('10.0.0.0/8')")
+	s, err := c[1].Adopt(t.Context(), peer(t, c[0], 2), c[1].state(t).Position, c[0].state(t).Position)
+	if err != nil || !slices.Equal(s.Tables, []string{"domain", "network"}) || s.Rows != 2 || s.Journalled != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	same(t, c[0], c[1])
 }
 
 func TestAClosedEntryStaysAndCountsNoMore(t *testing.T) {
