@@ -2,8 +2,8 @@ package db_test
 
 import (
 	"context"
-	"strings"
 	"slices"
+	"strings"
 	"testing"
 
 	"mailproxy/config"

@@ -140,8 +140,22 @@ func stageBackup(ctx context.Context, tx pgx.Tx, dump Dump, apart []string, feed
 			tabs[t.Name] = t.Columns
 		}
 	}
-	return tabs, copyFeed(ctx, tx, tabs, feed)
+	if err := copyFeed(ctx, tx, tabs, feed); err != nil {
+		return nil, err
+	}
+	_, err = tx.Exec(ctx, renumberJournal)
+	return tabs, err
 }
+
+// renumberJournal gives staged entries of the journal numbers behind those that are here, but for entries that are here already, since
+// the same restore was run before.
+const renumberJournal = `WITH theirs AS MATERIALIZED (
+		SELECT r.id, coalesce((SELECT j.id FROM node.journal j WHERE (j.epoch_n, j.epoch_owner, j.serial, j.at, j.set_aside_at) =
+			(r.epoch_n, r.epoch_owner, r.serial, r.at, r.set_aside_at) ORDER BY j.id LIMIT 1), r.id + (SELECT coalesce(max(id), 0) FROM node.journal)) AS number
+		FROM pg_temp.staging s CROSS JOIN LATERAL jsonb_populate_record(NULL::node.journal, s.row) r WHERE s.tab = 'node.journal'
+	)
+	UPDATE pg_temp.staging s SET row = jsonb_set(s.row, '{id}', to_jsonb(t.number)) FROM theirs t
+		WHERE s.tab IN ('node.journal', 'node.journal_change') AND s.row->'id' = to_jsonb(t.id)`
 
 // fitsHere refuses a backup that holds what this schema does not have.
 func fitsHere(ctx context.Context, tx pgx.Tx, dump Dump) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -391,5 +392,48 @@ func TestOnlyTablesOfABackupAreRestored(t *testing.T) {
 	}
 	if got := names(t, d); !slices.Equal(got, []string{"one.test"}) {
 		t.Errorf("after refusals: %q", got)
+	}
+}
+
+// A node that has a journal of its own keeps it, and takes the backup's beside it, also where both have given the same numbers.
+func TestARestoreTakesNeitherJournalForTheOther(t *testing.T) {
+	entry := func(n *node, command string, domains ...string) {
+		n.sql(t, `INSERT INTO node.journal (epoch_n, epoch_owner, serial, at, who, node, command, by_n, by_owner)
+			VALUES (1, 1, 7, '2026-01-01', 'root', 1, '`+command+`', 2, 2)`)
+		for i, d := range domains {
+			n.sql(t, fmt.Sprintf(`INSERT INTO node.journal_change SELECT max(id), %d, 'domain', 'insert', '{"name": "%s"}', NULL, '{"name": "%s"}' FROM node.journal`,
+				i+1, d, d))
+		}
+	}
+	old := &node{dsn: pgtest.New(t)}
+	old.DB = openDSN(t, old.dsn)
+	put(t, old.DB, "a.test")
+	entry(old, "theirs", "b.test", "c.test")
+	x := dump(t, old.DB, db.WithoutLogs)
+	own := &node{dsn: pgtest.New(t)}
+	own.DB = openDSN(t, own.dsn)
+	entry(own, "ours", "d.test")
+	journal := func() (all []string) {
+		entries, err := own.Journal(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			text := e.Command
+			for _, c := range e.Changes {
+				text += " " + string(c.Key)
+			}
+			all = append(all, text)
+		}
+		return all
+	}
+	want := []string{`ours {"name": "d.test"}`, `theirs {"name": "b.test"} {"name": "c.test"}`}
+	for range 2 {
+		if _, err := own.RestoreSingle(t.Context(), x.params(), x.feed); err != nil {
+			t.Fatal(err)
+		}
+		if got := journal(); !slices.Equal(got, want) {
+			t.Errorf("journal %q, want %q", got, want)
+		}
 	}
 }
