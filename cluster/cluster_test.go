@@ -1,10 +1,13 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -314,6 +317,37 @@ func TestSyncBringsAllUpToDate(t *testing.T) {
 	}
 	if _, err := nodes[0].operator().SyncWith(t.Context(), "127.0.0.1"); !errors.Is(err, ErrLocalMaster) {
 		t.Errorf("sync --master_ip on the master: %v, want ErrLocalMaster", err)
+	}
+}
+
+// A node that is slow to look at its rows, or does not answer, holds up no other's look.
+func TestNodesLookAtTheirRowsSideBySide(t *testing.T) {
+	n := newTestNode(t, "mx1")
+	var asked sync.WaitGroup
+	asked.Add(2)
+	var nodes []Synced
+	for cid := config.CID(2); cid < 4; cid++ {
+		if err := os.MkdirAll(n.local.PeerDir(cid), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", n.local.PeerDir(cid)+"/control.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Done()
+			asked.Wait()
+			w.WriteHeader(http.StatusInternalServerError)
+		})}
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(func() { _ = s.Close() })
+		nodes = append(nodes, Synced{Node: config.Node{CID: cid}})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	n.operator().verifiedStates(ctx, nodes)
+	if err := ctx.Err(); err != nil {
+		t.Errorf("they were asked one after the other: %v", err)
 	}
 }
 

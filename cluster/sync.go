@@ -84,14 +84,14 @@ func (o *Operator) commitDrift(ctx context.Context, st db.State, confirm Confirm
 func (o *Operator) pushAll(ctx context.Context, st db.State, nodes []config.Node, confirm Confirm) ([]Synced, error) {
 	var out []Synced
 	for _, n := range nodes {
-		if n.CID == st.CID {
-			continue
+		if n.CID != st.CID {
+			out = append(out, Synced{Node: n})
 		}
-		there, err := o.verifiedState(ctx, n.CID)
-		if err == nil && relate(st.Position, there.Position) == Drifted && !confirm.ok("rows that were changed by hand on %s", label(n)) {
+	}
+	for i, there := range o.verifiedStates(ctx, out) {
+		if relate(st.Position, there.Position) == Drifted && !confirm.ok("rows that were changed by hand on %s", label(out[i].Node)) {
 			return nil, ErrNotConfirmed
 		}
-		out = append(out, Synced{Node: n})
 	}
 	var all sync.WaitGroup
 	for i := range out {
@@ -139,6 +139,22 @@ func (o *Operator) PushTo(ctx context.Context, cid config.CID, full bool, confir
 	}
 	done.Stats, err = o.pushTo(ctx, node, push)
 	return done, err
+}
+
+// verifiedStates is verifiedState for many, side by side: the looks at all rows, and the waits for those that do not answer, do not add up.
+// Of one that gives none the state is that of a node that joins; a push to it says why.
+func (o *Operator) verifiedStates(ctx context.Context, of []Synced) []db.State {
+	states := make([]db.State, len(of))
+	var all sync.WaitGroup
+	for i := range of {
+		all.Go(func() {
+			if st, err := o.verifiedState(ctx, of[i].Node.CID); err == nil {
+				states[i] = st
+			}
+		})
+	}
+	all.Wait()
+	return states
 }
 
 // verifiedState gives a peer's state after it has computed its digest from its rows: rows that were changed by hand show, and a push
