@@ -42,12 +42,19 @@ func (r *rates) take(key clientKey, which rate, limit int, in time.Duration, now
 		t = new(tally)
 		r.young[key] = t
 	}
-	next := max(t[which], now.UnixNano()) + int64(in)/int64(limit)
-	if next > now.Add(in).UnixNano() {
-		return false
+	next, ok := t.next(which, limit, in, now)
+	if ok {
+		t[which] = next
 	}
-	t[which] = next
-	return true
+	return ok
+}
+
+// next gives when a rate is at rest again behind one more, and whether that one may come.
+func (t *tally) next(which rate, limit int, in time.Duration, now time.Time) (next int64, ok bool) {
+	most := now.Add(in).UnixNano()
+	t[which] = min(t[which], most) // later only where the clock was set back: nobody is refused until it is there again
+	next = max(t[which], now.UnixNano()) + int64(in)/int64(limit)
+	return next, next <= most
 }
 
 // isSpent says whether take would refuse, and counts nothing.
@@ -58,7 +65,11 @@ func (r *rates) isSpent(key clientKey, which rate, limit int, in time.Duration, 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := r.tallyLocked(key)
-	return t != nil && t[which]+int64(in)/int64(limit) > now.Add(in).UnixNano()
+	if t == nil {
+		return false
+	}
+	_, ok := t.next(which, limit, in, now)
+	return !ok
 }
 
 // tallyLocked gives the tally of a client, as a young one, or nil.

@@ -35,15 +35,19 @@ func TestARateFillsUpEvenly(t *testing.T) {
 		{"one in each sixth of a minute", a, 10 * time.Second, 1},
 		{"another client has its own", b, 10 * time.Second, 6},
 		{"after a long rest no more than a minute has", a, time.Hour, 6},
+		{"the clock is set back", a, -24 * time.Hour, 0},
+		{"it goes on from there", a, -24*time.Hour + 10*time.Second, 1},
+		{"and a minute later all is as ever", a, -24*time.Hour + 70*time.Second, 6},
 	} {
 		if n := takes(c.key, now.Add(c.after)); n != c.want {
 			t.Errorf("%s: %d, want %d", c.what, n, c.want)
 		}
 	}
-	if !r.isSpent(a, rateMessages, 6, time.Minute, now.Add(time.Hour)) || r.isSpent(a, rateUnknown, 6, time.Minute, now.Add(time.Hour)) {
+	now = now.Add(-24*time.Hour + 70*time.Second)
+	if !r.isSpent(a, rateMessages, 6, time.Minute, now) || r.isSpent(a, rateUnknown, 6, time.Minute, now) {
 		t.Error("isSpent does not say what take does")
 	}
-	if !r.take(a, rateMessages, 0, time.Minute, now.Add(time.Hour)) {
+	if !r.take(a, rateMessages, 0, time.Minute, now) {
 		t.Error("0 is a limit")
 	}
 }
