@@ -53,7 +53,7 @@ func rules() map[string]rule {
 		"test/history":     {ours: []string{"config"}},
 		"test/chaos":       {ours: []string{"config", "test/lab", "test/history"}},
 		"test/crash":       {ours: []string{"test/lab"}},
-		"test/bench":       {ours: []string{"config", "db", "internal/farlink"}, tests: []string{"internal/pgtest", "internal/testbin"}},
+		"test/bench":       {ours: []string{"config", "db", "internal/farlink", "internal/mta"}, tests: []string{"internal/pgtest", "internal/testbin"}},
 	}
 }
 

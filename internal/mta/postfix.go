@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ type Postfix struct {
 	dir  string
 }
 
+// postfixMain is main.cf: no lookups, no TLS, no flow delay, addresses as they come.
 const postfixMain = `compatibility_level = 3.6
 command_directory = %[2]s
 daemon_directory = %[3]s
@@ -71,22 +73,40 @@ tlsmgr unix - - n 1000? 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
 `
 
+// PostfixFiles gives main.cf and master.cf, by their names, of an instance in dir that listens at addr, takes mail for anybody and relays
+// all of it to next; both are host:port. settings are further lines of main.cf.
+func PostfixFiles(dir, addr, next string, settings ...string) (map[string]string, error) {
+	host, port, err := net.SplitHostPort(next)
+	if err != nil {
+		return nil, err
+	}
+	own, err := exec.Command("postconf", "-d", "-h", "command_directory", "daemon_directory").Output()
+	dirs := strings.Fields(string(own))
+	if err != nil {
+		return nil, fmt.Errorf("postconf: %w", err)
+	}
+	if len(dirs) != 2 {
+		return nil, fmt.Errorf("directories of Postfix: %q, want two", own)
+	}
+	main := fmt.Sprintf(postfixMain, dir, dirs[0], dirs[1], host, port) + strings.Join(settings, "\n") + "\n"
+	return map[string]string{"main.cf": main, "master.cf": fmt.Sprintf(postfixMaster, addr)}, nil
+}
+
 // StartPostfix starts an instance that takes mail for anybody and relays all of it to next, host:port. settings are further lines of
 // main.cf.
 func StartPostfix(t testing.TB, next string, settings ...string) *Postfix {
 	t.Helper()
-	host, port, err := net.SplitHostPort(next)
-	if err != nil {
-		t.Fatal(err)
-	}
 	p := &Postfix{Addr: FreeAddr(t), dir: folder(t)}
 	give(t, "postfix", filepath.Join(p.dir, "data"))
 	give(t, "root", filepath.Join(p.dir, "queue"))
 	give(t, "root", p.etc())
-	dirs := strings.Fields(run(t, "postconf", "-d", "-h", "command_directory", "daemon_directory"))
-	main := fmt.Sprintf(postfixMain, p.dir, dirs[0], dirs[1], host, port)
-	write(t, filepath.Join(p.etc(), "main.cf"), main+strings.Join(settings, "\n")+"\n")
-	write(t, filepath.Join(p.etc(), "master.cf"), fmt.Sprintf(postfixMaster, p.Addr))
+	files, err := PostfixFiles(p.dir, p.Addr, next, settings...)
+	if err != nil {
+		t.Fatalf("%v: run scripts/deps test", err)
+	}
+	for name, text := range files {
+		write(t, filepath.Join(p.etc(), name), text)
+	}
 	run(t, "postfix", "-c", p.etc(), "start")
 	t.Cleanup(func() { run(t, "postfix", "-c", p.etc(), "stop") })
 	await(t, p.Addr, filepath.Join(p.dir, "log"))

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mailproxy/internal/mta"
 )
 
 // A postfix is a private instance: own configuration, queue and log, none of the system's.
@@ -22,60 +24,14 @@ type postfix struct {
 	bin  *bench
 }
 
-// postfixMain is main.cf. It takes what is in Postfix's favour: no flow delay, no lookups, no TLS, all twenty connections from the
-// first message on, connections to the next hop kept.
-const postfixMain = `compatibility_level = 3.6
-command_directory = %[2]s
-daemon_directory = %[3]s
-queue_directory = %[1]s/queue
-data_directory = %[1]s/data
-maillog_file_prefixes = %[1]s
-maillog_file = %[1]s/log
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = postfix.bench.test
-mydestination =
-local_recipient_maps =
-alias_maps =
-alias_database =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject
-smtpd_peername_lookup = no
-smtp_host_lookup = native
-smtpd_tls_security_level = none
-smtp_tls_security_level = none
-in_flow_delay = 0
-default_process_limit = 100
+// postfixFavour are settings that take what is in Postfix's favour: all twenty connections from the first message on, connections to the
+// next hop kept. Mail for one domain goes to another next hop.
+const postfixFavour = `default_process_limit = 100
 smtpd_client_connection_count_limit = 0
 initial_destination_concurrency = 20
 default_destination_concurrency_limit = 20
-relayhost = [%[4]s]:%[5]s
-smtp_connection_cache_destinations = [%[4]s]:%[5]s
-transport_maps = inline:{ %[6]s=smtp:[%[7]s]:%[8]s }
-`
-
-const postfixMaster = `%s inet n - n - - smtpd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-flush unix n - n 1000? 0 flush
-proxymap unix - - n - - proxymap
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-error unix - - n - - error
-retry unix - - n - - error
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-showq unix n - n - - showq
-postlog unix-dgram n - n - 1 postlogd
-`
+smtp_connection_cache_destinations = [%[1]s]:%[2]s
+transport_maps = inline:{ %[3]s=smtp:[%[4]s]:%[5]s }`
 
 // startPostfix starts an instance that relays all mail to sink, and that for downDomain to a port where nobody listens.
 func (b *bench) startPostfix(ctx context.Context, addr, sink, down string) (*postfix, error) {
@@ -88,14 +44,6 @@ func (b *bench) startPostfix(ctx context.Context, addr, sink, down string) (*pos
 	if err := chownTo("postfix", filepath.Join(p.dir, "data")); err != nil {
 		return nil, err
 	}
-	commands, err := b.output(ctx, nil, "postconf", "-d", "-h", "command_directory", "daemon_directory")
-	dirs := strings.Fields(commands)
-	if err != nil {
-		return nil, err
-	}
-	if len(dirs) != 2 {
-		return nil, fmt.Errorf("directories of Postfix: %q, want two", commands)
-	}
 	sinkHost, sinkPort, err := net.SplitHostPort(sink)
 	if err != nil {
 		return nil, err
@@ -104,9 +52,9 @@ func (b *bench) startPostfix(ctx context.Context, addr, sink, down string) (*pos
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]string{
-		"main.cf":   fmt.Sprintf(postfixMain, p.dir, dirs[0], dirs[1], sinkHost, sinkPort, downDomain, downHost, downPort),
-		"master.cf": fmt.Sprintf(postfixMaster, addr),
+	files, err := mta.PostfixFiles(p.dir, addr, sink, fmt.Sprintf(postfixFavour, sinkHost, sinkPort, downDomain, downHost, downPort))
+	if err != nil {
+		return nil, err
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(p.dir, "etc", name), []byte(text), 0o644); err != nil {
