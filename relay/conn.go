@@ -110,7 +110,11 @@ func (c *Client) connect(ctx context.Context, h hop) (*conn, error) {
 	if err != nil {
 		return nil, &OutOfReach{Hop: h.addr, Stage: StageLookup, Err: err}
 	}
-	addrs, err := c.lookup.addresses(ctx, host)
+	name := host
+	if h.mx {
+		name = rooted(host)
+	}
+	addrs, err := c.lookup.addresses(ctx, name)
 	if err != nil {
 		return nil, ended(ctx, &OutOfReach{Hop: h.addr, Stage: StageLookup, Err: err})
 	}

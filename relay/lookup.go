@@ -50,7 +50,7 @@ func (l *lookup) mx(ctx context.Context, domain, own string) ([]mxHost, *mail.Re
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	name = strings.TrimSuffix(name, ".") + "." // rooted: the search list of resolv.conf is for people
+	name = strings.TrimSuffix(name, ".") + "." // as rooted has it, and numbers are no address here
 	records, err := l.resolver.LookupMX(ctx, name)
 	switch {
 	case len(records) > 0: // with an error beside it where some records were bad: the good ones count
@@ -139,6 +139,14 @@ func order(records []*net.MX, own string) (hosts []mxHost, self bool) {
 		}
 	}
 	return hosts, self
+}
+
+// rooted is the name of a host out of the DNS as it is to be looked up: the search list of resolv.conf is for people.
+func rooted(name string) string {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return name
+	}
+	return strings.TrimSuffix(name, ".") + "."
 }
 
 // addresses gives a host's addresses in the order to be tried: the resolver's own (RFC 6724) with the two families taking

@@ -18,6 +18,7 @@ import (
 // policy or login is another's, and so is one that was opened in the name of another client.
 type hop struct {
 	addr string // host:port
+	mx   bool   // its host is of MX records
 	tls  config.TLS
 
 	user   string
@@ -90,6 +91,7 @@ func (c *Client) byPreference(ctx context.Context, a *Attempt, hosts []mxHost, t
 	hops, upTo := make([]hop, len(hosts)), make(map[string]uint16, len(hosts))
 	for i, h := range slices.Backward(hosts) {
 		hops[i] = hopOf(&a.Transport, net.JoinHostPort(h.name, c.mxPort), a.Envelope)
+		hops[i].mx = true
 		upTo[hops[i].addr] = h.preference
 	}
 	var err error
@@ -147,7 +149,7 @@ func (c *Client) isSelf(ctx context.Context, host string) bool {
 	if self, known := c.self.get(host, now); known {
 		return self
 	}
-	addrs, _ := c.lookup.addresses(ctx, host)
+	addrs, _ := c.lookup.addresses(ctx, rooted(host))
 	if ctx.Err() != nil {
 		return false
 	}
