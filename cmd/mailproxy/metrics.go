@@ -65,10 +65,13 @@ func newSMTPCollector(stats func() smtpd.Stats) prometheus.Collector {
 	counter := func(name, help string, value func(smtpd.Stats) uint64) smtpMetric {
 		return smtpMetric{prometheus.NewDesc("mailproxy_smtp_"+name, help, nil, nil), prometheus.CounterValue, value}
 	}
+	gauge := func(name, help string, value func(smtpd.Stats) uint64) smtpMetric {
+		return smtpMetric{prometheus.NewDesc("mailproxy_smtp_"+name, help, nil, nil), prometheus.GaugeValue, value}
+	}
 	limit := prometheus.NewDesc("mailproxy_smtp_limited_total", "How often clients met a limit.", []string{"limit"}, nil)
 	return &smtpCollector{stats: stats, limit: limit, rows: []smtpMetric{
-		{prometheus.NewDesc("mailproxy_smtp_open_sessions", "Sessions of this moment.", nil, nil), prometheus.GaugeValue,
-			func(s smtpd.Stats) uint64 { return uint64(s.Open) }},
+		gauge("open_sessions", "Sessions of this moment.", func(s smtpd.Stats) uint64 { return uint64(s.Open) }),
+		gauge("open_internal_sessions", "Of these, sessions from our networks.", func(s smtpd.Stats) uint64 { return uint64(s.OpenInternal) }),
 		counter("sessions_total", "Sessions.", func(s smtpd.Stats) uint64 { return s.Sessions }),
 		counter("refused_sessions_total", "Sessions refused over a limit, or while draining.", func(s smtpd.Stats) uint64 { return s.Refused }),
 		counter("messages_total", "Messages read to their final dot.", func(s smtpd.Stats) uint64 { return s.Messages }),
@@ -76,7 +79,8 @@ func newSMTPCollector(stats func() smtpd.Stats) prometheus.Collector {
 			func(s smtpd.Stats) uint64 { return s.Delivered }),
 		counter("queued_messages_total", "Messages spooled.", func(s smtpd.Stats) uint64 { return s.Queued }),
 		counter("rejected_messages_total", "Messages answered 4xx or 5xx.", func(s smtpd.Stats) uint64 { return s.Rejected }),
-		counter("possible_duplicates_total", "Messages taken whose client was gone before it knew.",
+		counter("refused_recipients_total", "Recipients answered 4xx or 5xx, but for limits.", func(s smtpd.Stats) uint64 { return s.RecipientsRefused }),
+		counter("possible_duplicates_total", "Messages perhaps taken, whose client was gone before it knew, or told to come again.",
 			func(s smtpd.Stats) uint64 { return s.Duplicates }),
 		counter("gone_clients_total", "Transactions dropped because the client was gone.", func(s smtpd.Stats) uint64 { return s.Gone }),
 		counter("cut_sessions_total", "Sessions ended for what the client sent, or for its silence.",
