@@ -36,6 +36,9 @@ func Classes() []string {
 	return []string{"route", "dns", "connect", "greeting", "tls", "auth", "mail", "rcpt", "data", "final"}
 }
 
+// MaxIDs is how many IDs a Selection may have.
+const MaxIDs = 2000
+
 // Check says what is wrong with a Selection; it wraps ErrSelection.
 func (s Selection) Check() error {
 	_, err := s.matcher(time.Time{})
@@ -63,6 +66,9 @@ type pathMatcher struct {
 }
 
 func (s Selection) matcher(now time.Time) (m matcher, err error) {
+	if len(s.IDs) > MaxIDs {
+		return m, fmt.Errorf("%w: more than %d IDs", ErrSelection, MaxIDs)
+	}
 	if m.from, err = newPathMatcher("from", s.From); err != nil {
 		return m, err
 	}

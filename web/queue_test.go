@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,17 @@ func TestTheClientSeesAndChangesTheQueue(t *testing.T) {
 			t.Errorf("%+v: %v", none, ids)
 		}
 	}
+	many := queue.Selection{IDs: slices.Repeat([]string{second}, queue.MaxIDs)}
+	if ids, _ := all(t, r.control, many, -1); len(ids) != 1 {
+		t.Errorf("as many IDs as there may be: %v", ids)
+	}
+	if said, err := order(t, r.control, queue.Order{Deed: queue.Retry, Selection: many, Who: "root"}); err != nil || len(said) != 1 {
+		t.Errorf("an order with as many: %v, %v", said, err)
+	}
+	many.IDs = append(many.IDs, first)
+	if _, err := order(t, r.control, queue.Order{Deed: queue.Retry, Selection: many, Who: "root"}); err == nil || !strings.Contains(err.Error(), "more than 2000 IDs") {
+		t.Errorf("one more: %v", err)
+	}
 	item, err := r.control.Item(t.Context(), first)
 	if err != nil || item.Item.ID != first || item.Recipients[0].ForwardPath.String() != "to@example.test" || !strings.Contains(item.Header, "Subject: x") {
 		t.Errorf("%+v, %v", item, err)
@@ -96,7 +108,7 @@ func TestBadOrdersAndSelectionsAreRefusedAsSuch(t *testing.T) {
 		"of no such kind": {Deed: "burn", Who: "root"},
 		"no selection":    {Deed: queue.Delete, Who: "root", Selection: queue.Selection{From: "a b"}},
 		"no transport":    {Deed: queue.Reroute, Who: "root", Transport: "none"},
-		"too many IDs":    {Deed: queue.Delete, Who: "root", Selection: queue.Selection{IDs: make([]string, maxIDs+1)}},
+		"too many IDs":    {Deed: queue.Delete, Who: "root", Selection: queue.Selection{IDs: make([]string, queue.MaxIDs+1)}},
 	} {
 		_, err := order(t, r.control, o)
 		var p *ProblemError

@@ -24,6 +24,7 @@ import (
 // Limits of a server: whoever asks sends a short request and waits for a short answer.
 const (
 	maxHeaderBytes    = 16 << 10
+	maxNodeHeader     = 64 << 10 // of an administrator or a peer, whose query may have queue.MaxIDs IDs
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 10 * time.Second
 	writeTimeout      = time.Minute
@@ -99,6 +100,7 @@ func New(o Options) *Server {
 	fromPeer.HandleFunc("PUT /queue/{id}", s.queueReceive)
 
 	s.public, s.peer, s.control = s.server(public), s.server(fromPeer), s.server(control)
+	s.peer.MaxHeaderBytes, s.control.MaxHeaderBytes = maxNodeHeader, maxNodeHeader
 	return s
 }
 
