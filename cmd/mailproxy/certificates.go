@@ -72,6 +72,9 @@ func tlsAdd(c *cli.Context) error {
 	err = withStore(c, func(ctx context.Context, s *store) (err error) {
 		if slave, err = s.isSlave(ctx); err == nil && slave {
 			err = s.carry(c, config.Command{Args: []string{"tls", "add", name, "--cert", "-"}, Secret: append(slices.Clone(key), chain...)})
+			if err == nil {
+				err = s.takenUp(c, keySecret(name), key)
+			}
 		}
 		return err
 	})
@@ -85,6 +88,9 @@ func tlsAdd(c *cli.Context) error {
 		return tx.PutCertificate(ctx, config.Certificate{Name: name, Chain: string(chain), Key: "secret:" + keySecret(name)})
 	})
 	if err != nil {
+		return err
+	}
+	if err := withStore(c, func(_ context.Context, s *store) error { return s.takenUp(c, keySecret(name), key) }); err != nil {
 		return err
 	}
 	return done(c, at, "certificate %s set", name)

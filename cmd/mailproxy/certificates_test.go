@@ -347,6 +347,10 @@ func TestCertificatesAreShownOnAllNodes(t *testing.T) {
 		if out := slave.must("tls", "add", "mail.test", "--cert", cert, "--key", key); !strings.HasPrefix(out, "certificate mail.test set ") {
 			t.Errorf("tls add: %s", out)
 		}
+		file := opened{file: slave.local.SecretsFile(), keyDir: slave.local.KeyDir()}
+		if err := file.start(); err != nil || string(file.values["tls-mail.test"]) != p.private(t) {
+			t.Errorf("the key is not in the file of the node where it was set: %v", err)
+		}
 		for _, n := range []*testNode{master, slave} {
 			n.awaitShown("mail.test", p)
 			if got, err := n.shows("other.test"); err != nil || got.Equal(p.cert) {

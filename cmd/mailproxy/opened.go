@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
 
 	"mailproxy/cluster"
 	"mailproxy/config"
@@ -100,6 +104,45 @@ func (o *opened) save(box *secret.Box) error {
 	}
 	o.saved = b
 	return nil
+}
+
+const (
+	takeUpTime = 10 * time.Second      // for the daemon to take up a secret that was set
+	takeUpPoll = 20 * time.Millisecond // between two looks
+)
+
+// takenUp waits until this node's daemon has a secret, that was just set, in its file, so that what stops it from then on, and the database
+// with it, does not bring the value before back. It does not wait for what the mail path does not use, nor for a daemon that does not run.
+func (s *store) takenUp(c *cli.Context, name string, value []byte) error {
+	if carriedStore(c.Context) != nil { // the node where it was typed waits
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(c.Context, takeUpTime)
+	defer cancel()
+	now, err := s.Load(ctx)
+	if err != nil || !slices.Contains(now.Secrets(), name) {
+		return err
+	}
+	poll := time.NewTicker(takeUpPoll)
+	defer poll.Stop()
+	for {
+		daemon, err := net.Dial("unix", s.local.ControlSocket())
+		if err != nil {
+			return nil //nolint:nilerr // it does not run
+		}
+		_ = daemon.Close()
+		file := opened{file: s.local.SecretsFile(), keyDir: s.local.KeyDir()}
+		err = file.start()
+		if err == nil && bytes.Equal(file.values[name], value) {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			_, err = fmt.Fprintln(c.App.ErrWriter, `mailproxy: it is set; this node's daemon has not taken it up yet, "pmgcm status" says why`)
+			return err
+		}
+	}
 }
 
 // missingLocked says which transports cannot log in.

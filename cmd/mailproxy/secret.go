@@ -53,6 +53,9 @@ func secretSet(c *cli.Context) error {
 	err = withStore(c, func(ctx context.Context, s *store) (err error) {
 		if slave, err = s.isSlave(ctx); err == nil && slave {
 			err = s.carry(c, config.Command{Args: []string{"secret", "set", name, "--file", "-"}, Secret: value})
+			if err == nil {
+				err = s.takenUp(c, name, value)
+			}
 		}
 		return err
 	})
@@ -61,6 +64,9 @@ func secretSet(c *cli.Context) error {
 	}
 	at, err := edit(c, func(ctx context.Context, tx *db.Tx, _ *config.Snapshot) error { return tx.PutSecret(ctx, name, value) })
 	if err != nil {
+		return err
+	}
+	if err := withStore(c, func(_ context.Context, s *store) error { return s.takenUp(c, name, value) }); err != nil {
 		return err
 	}
 	return done(c, at, "secret %s set", name)
