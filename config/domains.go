@@ -10,7 +10,8 @@ import (
 )
 
 // Domains is a list of domains, sorted by name, as a value that is never changed. Patch makes another, which shares with the old one
-// every piece in which nothing changed: so a change among 100,000 domains costs one piece. In JSON it is a plain list. Two domains of one name are for Validate to find.
+// every piece in which nothing changed: so a change among 100,000 domains costs one piece, to make and to check (ValidateAfter). In JSON
+// it is a plain list. Two domains of one name are for Validate to find.
 type Domains struct {
 	pieces [][]Domain // none is empty, each in memory of its own
 	count  int
@@ -143,6 +144,22 @@ func (d Domains) besides(other Domains) iter.Seq2[[]Domain, bool] {
 			}
 		}
 	}
+}
+
+// missing gives the names that other lacks.
+func (d Domains) missing(other Domains) map[string]bool {
+	names := map[string]bool{}
+	for piece, there := range d.besides(other) {
+		if there {
+			continue
+		}
+		for i := range piece {
+			if other.Get(piece[i].Name) == nil {
+				names[piece[i].Name] = true
+			}
+		}
+	}
+	return names
 }
 
 // sameMemory says whether two slices are one.

@@ -36,8 +36,30 @@ func ParseRecipient(s string) (local, domain string, err error) {
 	return strings.ToLower(p.Local), domain, err
 }
 
-// checkRecipients finds what a list cannot have: names that are not normal, or twice, or out of order.
-func checkRecipients(r *RecipientList, domains Domains) error {
+// checkRecipients passes over the lists that sound has too, where their domains are still there.
+func checkRecipients(c *collector, sound, s *Snapshot) {
+	gone := sound.Domains.missing(s.Domains)
+	rest := sound.Recipients
+	for i := range s.Recipients {
+		r := &s.Recipients[i]
+		if i > 0 && s.Recipients[i-1].Domain >= r.Domain {
+			c.add(recipientsObject(r.Domain), "stands there twice, or not in order")
+		}
+		for len(rest) > 0 && rest[0].Domain < r.Domain {
+			rest = rest[1:]
+		}
+		known := len(rest) > 0 && rest[0].Domain == r.Domain && sameMemory(rest[0].Locals, r.Locals)
+		if known && !gone[r.Domain] {
+			continue
+		}
+		if err := checkList(r, s.Domains); err != nil {
+			c.add(recipientsObject(r.Domain), "%v", err)
+		}
+	}
+}
+
+// checkList finds what a list cannot have: names that are not normal, or twice, or out of order.
+func checkList(r *RecipientList, domains Domains) error {
 	if domains.Get(r.Domain) == nil {
 		return fmt.Errorf("no such domain: %s", r.Domain)
 	}

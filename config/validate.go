@@ -17,7 +17,14 @@ const maxTransportLife = 14 * day
 
 // Validate says everything that is wrong with what an administrator can change, as *Problem values joined into one error
 // (see Problems). Nodes, CAs and revocations are the cluster's own and are not looked at.
-func Validate(s *Snapshot) error {
+func Validate(s *Snapshot) error { return ValidateAfter(nil, s) }
+
+// ValidateAfter is Validate of what came of a snapshot that is sound: one that Validate takes, or nil. It passes over the domains and
+// recipients that s shares with it, of which there may be many.
+func ValidateAfter(sound, s *Snapshot) error {
+	if sound == nil || !slices.EqualFunc(sound.Transports, s.Transports, func(a, b Transport) bool { return a.Name == b.Name }) {
+		sound = new(Snapshot) // domains name transports
+	}
 	var c collector
 	var v Values
 	s.values(&v, &c)
@@ -40,7 +47,7 @@ func Validate(s *Snapshot) error {
 			c.add("transport "+t.Name, "%v", err)
 		}
 	}
-	checkDomains(&c, s.Domains, transports, hosts)
+	checkDomains(&c, sound.Domains, s.Domains, transports, hosts)
 	for i := range s.Certificates {
 		if err := checkCertificate(&s.Certificates[i]); err != nil {
 			c.add("certificate "+s.Certificates[i].Name, "%v", err)
@@ -51,15 +58,7 @@ func Validate(s *Snapshot) error {
 			c.add("tls_sender "+s.TLSSenders[i].Domain, "%v", err)
 		}
 	}
-	for i := range s.Recipients {
-		r := &s.Recipients[i]
-		if err := checkRecipients(r, s.Domains); err != nil {
-			c.add(recipientsObject(r.Domain), "%v", err)
-		}
-		if i > 0 && s.Recipients[i-1].Domain >= r.Domain {
-			c.add(recipientsObject(r.Domain), "stands there twice, or not in order")
-		}
-	}
+	checkRecipients(&c, sound, s)
 	return c.err()
 }
 
@@ -153,16 +152,22 @@ func checkLogin(t Transport) error {
 	return CheckSecretName(name)
 }
 
-func checkDomains(c *collector, domains Domains, transports map[string]bool, hosts hostChecker) {
+func checkDomains(c *collector, sound, domains Domains, transports map[string]bool, hosts hostChecker) {
 	var before *Domain
-	for d := range domains.All() {
-		if err := checkDomain(d, transports, hosts); err != nil {
-			c.add("domain "+d.Name, "%v", err)
+	for piece, known := range domains.besides(sound) {
+		for i := range piece {
+			d := &piece[i]
+			if before != nil && before.Name == d.Name {
+				c.add("domain "+d.Name, "stands there twice")
+			}
+			if before = d; known { // but for where it begins
+				before = &piece[len(piece)-1]
+				break
+			}
+			if err := checkDomain(d, transports, hosts); err != nil {
+				c.add("domain "+d.Name, "%v", err)
+			}
 		}
-		if before != nil && before.Name == d.Name {
-			c.add("domain "+d.Name, "stands there twice")
-		}
-		before = d
 	}
 }
 

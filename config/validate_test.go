@@ -1,9 +1,13 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 func prefix(s string) Network { return Network{Prefix: netip.MustParsePrefix(s)} }
@@ -118,5 +122,78 @@ func TestValidateNamesObjectAndReason(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, c.want)
 			}
 		})
+	}
+}
+
+// Whatever is changed in a sound snapshot: what is wrong then is found as if all of it were looked at.
+func TestValidateAfterFindsWhatValidateFinds(t *testing.T) {
+	const domains = 4 * pieceSize
+	name := func(i int) string { return fmt.Sprintf("d%06d.example.test", i) }
+	before := sound()
+	before.Domains = manyDomains(domains).Patch(map[string]*Domain{name(9): {Name: name(9), Transport: "mx"}})
+	for i := 0; i < domains; i += 20 {
+		before.Recipients = append(before.Recipients, RecipientList{name(i), []string{"info", "sales"}})
+	}
+	if err := Validate(before); err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		some := func(label string) []int { return rapid.SliceOfN(rapid.IntRange(0, domains), 0, 3).Draw(t, label) }
+		after := *before
+		changes := map[string]*Domain{}
+		for _, i := range some("gone") {
+			changes[name(i)] = nil
+		}
+		for _, i := range some("changed") {
+			changes[name(i)] = &Domain{Name: name(i), Transport: rapid.SampledFrom([]string{"", "mx", "none"}).Draw(t, "transport")}
+		}
+		for _, i := range some("in capitals") {
+			d := &Domain{Name: strings.ToUpper(name(i)), Transport: "mx"}
+			changes[d.Name] = d
+		}
+		after.Domains = before.Domains.Patch(changes)
+		for _, i := range some("twice") { // where a piece begins or ends that is the same as before
+			pieces := slices.Clone(after.Domains.pieces)
+			i %= len(pieces)
+			first, last := pieces[i][0], pieces[i][len(pieces[i])-1]
+			if rapid.Bool().Draw(t, "first") {
+				pieces = slices.Insert(pieces, i, []Domain{first})
+			} else {
+				pieces = slices.Insert(pieces, i+1, []Domain{last})
+			}
+			after.Domains = Domains{pieces, after.Domains.count + 1}
+		}
+		for _, i := range some("recipients") {
+			locals := rapid.SampledFrom([][]string{nil, {"info"}, {"B"}, {"b", "a"}}).Draw(t, "locals")
+			after.Recipients = PutRecipients(after.Recipients, name(i), locals)
+		}
+		if rapid.IntRange(0, 9).Draw(t, "lists twice") == 0 {
+			after.Recipients = append(slices.Clone(after.Recipients), after.Recipients[1])
+		}
+		if rapid.IntRange(0, 9).Draw(t, "transport gone") == 0 {
+			after.Transports = after.Transports[:1]
+		}
+		want, got := Validate(&after), ValidateAfter(before, &after)
+		if fmt.Sprint(want) != fmt.Sprint(got) {
+			t.Fatalf("got  %v\nwant %v", got, want)
+		}
+	})
+}
+
+// What is said to be sound is not looked at: it costs nothing.
+func TestValidateAfterPassesOverWhatIsKnown(t *testing.T) {
+	s := &Snapshot{Domains: manyDomains(2 * pieceSize).Patch(map[string]*Domain{"wrong.test": {Name: "wrong.test"}}),
+		Recipients: []RecipientList{{"wrong.test", []string{"Wrong"}}}}
+	if n := len(Problems(Validate(s))); n != 2 {
+		t.Fatalf("%d problems, want 2", n)
+	}
+	after := *s
+	after.Domains = s.Domains.Patch(map[string]*Domain{"a.test": {Name: "a.test", Hosts: []string{"a:25"}}})
+	if err := ValidateAfter(s, &after); err != nil {
+		t.Error(err)
+	}
+	after.Transports = []Transport{{Name: "mx"}}
+	if n := len(Problems(ValidateAfter(s, &after))); n != 2 {
+		t.Errorf("%d problems with other transports, want 2", n)
 	}
 }

@@ -26,43 +26,51 @@ type Author struct {
 // nothing was changed; a commit that was made all the same is found on the server that can be written by then, and is no error.
 func (d *DB) Commit(ctx context.Context, a Author, edit func(ctx context.Context, tx *Tx) error,
 	check func(*config.Snapshot) error) (config.Position, error) {
-	at, err := d.marked(ctx, func(tx pgx.Tx) (mark, error) { return d.commitIn(ctx, tx, a, edit, check) })
+	var checked *loaded
+	at, err := d.marked(ctx, func(tx pgx.Tx) (m mark, err error) {
+		m, checked, err = d.commitIn(ctx, tx, a, edit, check)
+		return m, err
+	})
 	if err != nil {
 		return config.Position{}, fmt.Errorf("commit: %w", err)
+	}
+	if checked != nil {
+		d.keep(checked)
 	}
 	return at, nil
 }
 
-// commitIn is Commit within its transaction. It gives a mark without a time where no row was changed.
+// commitIn is Commit within its transaction. It gives a mark without a time where no row was changed, and what was checked, if anything.
 func (d *DB) commitIn(ctx context.Context, tx pgx.Tx, a Author, edit func(ctx context.Context, tx *Tx) error,
-	check func(*config.Snapshot) error) (mark, error) {
+	check func(*config.Snapshot) error) (mark, *loaded, error) {
 	if err := begin(ctx, tx, a); err != nil {
-		return mark{}, err
+		return mark{}, nil, err
 	}
 	before, err := readState(ctx, tx)
 	if err != nil {
-		return mark{}, err
+		return mark{}, nil, err
 	}
 	if !before.IsMaster() {
-		return mark{}, &NotMasterError{Master: before.Promised.Owner}
+		return mark{}, nil, &NotMasterError{Master: before.Promised.Owner}
 	}
 	if err := edit(ctx, &Tx{tx: tx, db: d}); err != nil {
-		return mark{}, err
+		return mark{}, nil, err
 	}
 	after, err := readState(ctx, tx)
 	if err != nil || after.Position == before.Position {
-		return mark{at: after.Position}, err
+		return mark{at: after.Position}, nil, err
 	}
+	var l *loaded
 	if check != nil {
-		s, err := d.snapshot(ctx, tx)
-		if err != nil {
-			return mark{}, err
+		if l, err = d.load(ctx, tx); err != nil {
+			return mark{}, nil, err
 		}
-		if err := check(s); err != nil {
-			return mark{}, err
+		if err := check(l.snapshot); err != nil {
+			return mark{}, nil, err
 		}
 	}
-	return readMark(ctx, tx, after.Position)
+	m, err := readMark(ctx, tx, after.Position)
+	return m, l, err
 }
 
 // begin locks the position row, so that commits never deadlock, and says who commits.

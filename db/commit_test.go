@@ -87,6 +87,25 @@ func TestACheckSeesTheOutcomeAndRefusesIt(t *testing.T) {
 	}
 }
 
+// Of what a commit was checked by nothing is read again.
+func TestACheckedCommitIsTheBaseOfTheNextLoad(t *testing.T) {
+	d := open(t)
+	var checked *config.Snapshot
+	_, err := d.Commit(t.Context(), author, func(ctx context.Context, tx *db.Tx) error {
+		return tx.PutDomain(ctx, config.Domain{Name: "a.test", Hosts: []string{"h:25"}})
+	}, func(s *config.Snapshot) error {
+		checked = s
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.Load(t.Context())
+	if err != nil || s.Domains.Get("a.test") == nil || s.Domains.Get("a.test") != checked.Domains.Get("a.test") {
+		t.Errorf("read again: %+v, %v", s, err)
+	}
+}
+
 func TestDeletingWhatIsNotThere(t *testing.T) {
 	d := open(t)
 	for name, edit := range map[string]func(ctx context.Context, tx *db.Tx) error{

@@ -10,8 +10,8 @@ import (
 	"mailproxy/config"
 )
 
-// Load gives the configuration as one value, as of one moment. It reads what changed since the last Load where history tells, else
-// everything.
+// Load gives the configuration as one value, as of one moment. It reads what changed since the last Load, or the last commit that was
+// checked, where history tells, else everything.
 func (d *DB) Load(ctx context.Context) (*config.Snapshot, error) {
 	var l *loaded
 	err := d.read(ctx, func(tx pgx.Tx) error {
@@ -22,10 +22,15 @@ func (d *DB) Load(ctx context.Context) (*config.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load configuration: %w", err)
 	}
-	d.mu.Lock()
-	d.loaded = l
-	d.mu.Unlock()
+	d.keep(l)
 	return l.snapshot, nil
+}
+
+// keep makes what was read the base of what is read next.
+func (d *DB) keep(l *loaded) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.loaded = l
 }
 
 // Members gives the member list, by CID, without the rest of the configuration, which may be large.

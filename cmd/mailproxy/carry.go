@@ -135,7 +135,7 @@ func (d *daemon) tryCommand(ctx context.Context, from config.CID, cmd config.Com
 		return "", withHint(errMeanwhile, againHint)
 	}
 	who := db.Author{Who: cut(clean(cmd.Who), maxWho), Command: cut(clean(cmd.Line), maxLine), Node: from}
-	ctx = context.WithValue(ctx, carriedKey{}, &store{d.db, d.local, who, cmd.At})
+	ctx = context.WithValue(ctx, carriedKey{}, &store{DB: d.db, local: d.local, author: who, at: cmd.At, sound: d.config.inForce()})
 	var out bytes.Buffer
 	var in io.Reader = strings.NewReader(cmd.Text)
 	if len(cmd.Secret) > 0 {

@@ -93,7 +93,7 @@ func configApply(c *cli.Context) error {
 			return withHint(errMeanwhile, againHint)
 		}
 		after := before.With(parts)
-		if err := compiles(after); err != nil {
+		if err := compiles(s.sound, after); err != nil {
 			return inText(args[0], parts.Locate(err))
 		}
 		return s.replace(c, before, after)
@@ -117,7 +117,7 @@ func configRollback(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := compiles(after); err != nil {
+		if err := compiles(s.sound, after); err != nil {
 			return err
 		}
 		return s.replace(c, before, after)

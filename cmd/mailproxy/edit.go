@@ -26,7 +26,8 @@ type store struct {
 	*db.DB
 	local  *config.Local
 	author db.Author
-	at     config.Position // of a carried command: where it is not zero, only this configuration may be changed
+	at     config.Position  // of a carried command: where it is not zero, only this configuration may be changed
+	sound  *config.Snapshot // one that compiles; nil where none is known
 }
 
 // withStore runs do with the database of the node that --config names.
@@ -102,7 +103,7 @@ func (s *store) commit(ctx context.Context, change func(context.Context, *db.Tx)
 		refused = change(ctx, tx)
 		return refused
 	}, func(after *config.Snapshot) error {
-		refused = compiles(after)
+		refused = compiles(s.sound, after)
 		return refused
 	})
 	if err != nil && refused != nil && !errors.Is(refused, db.ErrNotMaster) {
@@ -112,11 +113,8 @@ func (s *store) commit(ctx context.Context, change func(context.Context, *db.Tx)
 }
 
 // compiles is what every change must pass before it is committed: the mail path of each node can be built from it.
-func compiles(s *config.Snapshot) error {
-	if err := config.Validate(s); err != nil {
-		return err
-	}
-	_, err := filter.Compile(s)
+func compiles(sound, s *config.Snapshot) error {
+	_, err := compile(sound, s)
 	return asProblems(err)
 }
 

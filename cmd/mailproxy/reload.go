@@ -103,7 +103,7 @@ func (c *configuration) start() {
 		return
 	}
 	c.loaded.Store(s)
-	rules, err := compile(s)
+	rules, err := compile(nil, s)
 	if err != nil {
 		c.refuse(s, err)
 		return
@@ -115,11 +115,19 @@ func (c *configuration) start() {
 	c.logLoaded(s, "file")
 }
 
-func compile(s *config.Snapshot) (*filter.Ruleset, error) {
-	if err := config.Validate(s); err != nil {
+// compile makes rules of a snapshot, and passes over what it shares with one that is known to compile; nil where none is.
+func compile(sound, s *config.Snapshot) (*filter.Ruleset, error) {
+	if err := config.ValidateAfter(sound, s); err != nil {
 		return nil, err
 	}
 	return filter.Compile(s)
+}
+
+// inForce is the snapshot that mail is taken by; nil where there is none yet.
+func (c *configuration) inForce() *config.Snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.good
 }
 
 // wake asks for the configuration to be read again. It never blocks.
@@ -273,10 +281,7 @@ func (c *configuration) trySecrets(ctx context.Context) {
 
 // showCertificates lets TLS show the certificates that are in force.
 func (c *configuration) showCertificates() {
-	c.mu.Lock()
-	s := c.good
-	c.mu.Unlock()
-	if c.certificates != nil && s != nil {
+	if s := c.inForce(); c.certificates != nil && s != nil {
 		c.certificates.use(s.Certificates, c.secret)
 	}
 }
@@ -310,7 +315,7 @@ func (c *configuration) reread(ctx context.Context) {
 		return
 	}
 	start := time.Now()
-	rules, err := compile(s)
+	rules, err := compile(c.inForce(), s)
 	if err != nil {
 		c.refuse(s, err)
 		return
@@ -417,10 +422,7 @@ func (c *configuration) saver(ctx context.Context) {
 }
 
 func (c *configuration) save() {
-	c.mu.Lock()
-	s := c.good
-	c.mu.Unlock()
-	if err := s.Save(c.file); err != nil {
+	if err := c.inForce().Save(c.file); err != nil {
 		c.log.Error().Err(err).Msg("config.unsaved")
 	}
 }

@@ -196,7 +196,7 @@ func TestConfigurationIsChangedOnAnyNode(t *testing.T) {
 		}
 		master.must("domain", "add", "between.test", "--to", "192.0.2.1")
 		var out strings.Builder
-		ctx := context.WithValue(t.Context(), carriedKey{}, &store{d, master.local, db.Author{Who: "root"}, st.Position})
+		ctx := context.WithValue(t.Context(), carriedKey{}, &store{DB: d, local: master.local, author: db.Author{Who: "root"}, at: st.Position})
 		err = newApp(strings.NewReader(""), &out, &out).RunContext(ctx, []string{"mailproxy", "config", "apply", "--yes", "-"})
 		if !errors.Is(err, errMeanwhile) || !strings.Contains(master.must("domain", "list"), "between.test") {
 			t.Errorf("%v %s", err, out.String())

@@ -6,9 +6,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/rs/zerolog"
-
-	"mailproxy/db"
 	"mailproxy/internal/farlink"
 )
 
@@ -40,7 +37,7 @@ func measureFar(ctx context.Context, b *bench) error {
 	if err := b.join(ctx, nodes); err != nil {
 		return err
 	}
-	d, err := db.Open(db.Options{DSN: dsn(nodes[0].local), Log: zerolog.Nop()})
+	d, err := openCommitter(ctx, nodes[0])
 	if err != nil {
 		return err
 	}

@@ -92,14 +92,11 @@ func (b *bench) startDomainCluster(ctx context.Context) ([]*node, error) {
 
 // promote runs pmgcm promote on a node and gives the time from then until that node took a commit.
 func (b *bench) promote(ctx context.Context, n *node, i int, args ...string) (time.Duration, error) {
-	d, err := db.Open(db.Options{DSN: dsn(n.local), Log: zerolog.Nop()})
+	d, err := openCommitter(ctx, n)
 	if err != nil {
 		return 0, err
 	}
 	defer d.Close()
-	if _, err := d.Load(ctx); err != nil { // what a commit is checked against, read once
-		return 0, err
-	}
 	began := time.Now()
 	done := make(chan error, 1)
 	go func() {
@@ -107,17 +104,10 @@ func (b *bench) promote(ctx context.Context, n *node, i int, args ...string) (ti
 		done <- err
 	}()
 	err = poll(ctx, 30*time.Second, 5*time.Millisecond, func() error {
-		return commitDomain(ctx, d, fmt.Sprintf("promote%d.bench.test", i))
+		return d.commit(ctx, config.Domain{Name: fmt.Sprintf("promote%d.bench.test", i), Hosts: []string{sinkAddr}})
 	})
 	took := time.Since(began)
 	return took, errors.Join(err, <-done)
-}
-
-func commitDomain(ctx context.Context, d *db.DB, name string) error {
-	domain := config.Domain{Name: name, Hosts: []string{sinkAddr}}
-	_, err := d.Commit(ctx, db.Author{Who: "bench", Command: "domain add " + name},
-		func(ctx context.Context, tx *db.Tx) error { return tx.PutDomain(ctx, domain) }, config.Validate)
-	return err
 }
 
 // commitMany makes n commits on a node as a session of psql may, each of one domain.

@@ -8,10 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/rs/zerolog"
-
-	"mailproxy/db"
 )
 
 const (
@@ -42,7 +38,7 @@ func measureSixteen(ctx context.Context, b *bench) error {
 	if err := b.addIdle(ctx, nodes); err != nil {
 		return err
 	}
-	d, err := db.Open(db.Options{DSN: dsn(nodes[0].local), Log: zerolog.Nop()})
+	d, err := openCommitter(ctx, nodes[0])
 	if err != nil {
 		return err
 	}
