@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"testing"
 )
 
@@ -34,5 +35,17 @@ func BenchmarkChange(b *testing.B) {
 			b.Fatal(err)
 		}
 		s = after
+	}
+}
+
+// BenchmarkSave is what is written every few seconds while the configuration changes.
+func BenchmarkSave(b *testing.B) {
+	s := &Snapshot{Domains: manyDomains(100_000)}
+	file := filepath.Join(b.TempDir(), "snapshot.json")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Save(file); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -2,10 +2,12 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -23,15 +25,38 @@ func TestSnapshotIsReadBackAsItWasSaved(t *testing.T) {
 	s.Nodes = []Node{{CID: 1, Name: "a", JoinedAt: time.Unix(1e9, 0).UTC(), Services: []string{"smtp"}}}
 	s.CAs = []CA{{Fingerprint: "SHA256:x"}}
 	s.Revoked = []Revoked{{CID: 2}}
-	if err := s.Save(file); err != nil {
-		t.Fatal(err)
-	}
-	got, err := LoadSnapshot(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(s, got, compareParts); diff != "" {
-		t.Error(diff)
+	s.Recipients = []RecipientList{{"a.test", []string{"info", "<&>"}}, {"b.test", []string{"*"}}}
+	s.TLSSenders = []TLSSender{{Domain: "c.test"}}
+	bare := *s
+	bare.Domains, bare.Recipients = Domains{}, nil
+	for _, s := range []*Snapshot{s, &bare, {}} {
+		if err := s.Save(file); err != nil {
+			t.Fatal(err)
+		}
+		got, err := LoadSnapshot(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(s, got, compareParts); diff != "" {
+			t.Error(diff)
+		}
+		// Nodes of other versions read it too: behind the head it is the snapshot in JSON.
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := bytes.Cut(text, []byte("\n"))
+		plain, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a, b any
+		if err := errors.Join(json.Unmarshal(body, &a), json.Unmarshal(plain, &b)); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(b, a); diff != "" {
+			t.Error(diff)
+		}
 	}
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
@@ -56,5 +81,24 @@ func TestADamagedSnapshotIsNotUsed(t *testing.T) {
 		if s, err := LoadSnapshot(file); !errors.Is(err, ErrTorn) {
 			t.Errorf("%.60q: %v, %v; want ErrTorn", data, s, err)
 		}
+	}
+}
+
+// A file of 2 MB that is written every few seconds.
+func TestSavingManyDomainsTakesLittleMemory(t *testing.T) {
+	s := &Snapshot{Domains: manyDomains(30_000)}
+	file := filepath.Join(t.TempDir(), "snapshot.json")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := s.Save(file); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 500_000 || info.Size() < 1_500_000 {
+		t.Errorf("%d octets were allocated for a file of %d", took, info.Size())
 	}
 }

@@ -14,10 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WriteFile replaces path's content: a temporary file beside it, written and synced, renamed over it, and the directory
-// synced. The file has perm exactly, whatever the umask is, and where root writes it, it belongs to whom the directory
+// WriteFile is Replace by data.
+func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	return Replace(path, perm, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+// Replace replaces path's content by what write writes: a temporary file beside it, written and synced, renamed over it, and the
+// directory synced. The file has perm exactly, whatever the umask is, and where root writes it, it belongs to whom the directory
 // belongs: root's commands and the daemon, which is not root, share their files. On an error the old content is still there.
-func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
+func Replace(path string, perm fs.FileMode, write func(f *os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -35,7 +43,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	if err = giveToOwnerOf(dir, tmp); err != nil {
 		return err
 	}
-	if _, err = tmp.Write(data); err != nil {
+	if err = write(tmp); err != nil {
 		return err
 	}
 	if err = tmp.Sync(); err != nil {

@@ -38,9 +38,16 @@ func TestWriteFileLeavesNothingBehindWhenItFails(t *testing.T) {
 	if err := WriteFile(target, []byte("x"), 0o600); err == nil {
 		t.Fatal("a file was written over a directory")
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("left behind: %v, %v", entries, err)
+	broken := errors.New("broken")
+	err := Replace(filepath.Join(target, "file"), 0o600, func(f *os.File) error { _, err := f.WriteString("x"); return errors.Join(err, broken) })
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v, want what write said", err)
+	}
+	for where, want := range map[string]int{dir: 1, target: 1} {
+		entries, err := os.ReadDir(where)
+		if err != nil || len(entries) != want {
+			t.Fatalf("left behind: %v, %v", entries, err)
+		}
 	}
 }
 
