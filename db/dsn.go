@@ -50,7 +50,9 @@ func poolConfig(dsn string) (*pgxpool.Config, error) {
 	}
 	c.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	c.ConnConfig.DialFunc = dialer().DialContext
-	c.ConnConfig.RuntimeParams["jit"] = "off" // our plans look dear to it, and are short
+	// Our plans look dear, and are short: to compile them, or to start a worker for them, takes longer than to run them.
+	c.ConnConfig.RuntimeParams["jit"] = "off"
+	c.ConnConfig.RuntimeParams["max_parallel_workers_per_gather"] = "0"
 	c.ConnConfig.RuntimeParams["application_name"] = "mailproxy"
 	return c, nil
 }

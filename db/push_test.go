@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"mailproxy/config"
 	"mailproxy/db"
 )
@@ -320,6 +322,43 @@ func TestPushAfterHistoryWasTrimmed(t *testing.T) {
 		t.Errorf("push: %+v", s)
 	}
 	same(t, c[0], c[1])
+}
+
+// After a commit of many rows, of which PostgreSQL has no statistics yet.
+func TestWhatAPushAsksForIsFoundByTheIndexAndByOneProcess(t *testing.T) {
+	n := cluster(t, 1)[0]
+	n.sql(t, "ALTER TABLE config.change SET (autovacuum_enabled = off)",
+		"INSERT INTO config.domain (name) SELECT 'd' || i || '.test' FROM generate_series(1, 20000) i")
+	to := put(t, n.DB, "one.test").Serial
+	err := n.Read(t.Context(), func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_index_scan_size = 0; "+
+			"SET LOCAL min_parallel_table_scan_size = 0")
+		if err != nil {
+			return err
+		}
+		var delta string
+		if err := tx.QueryRow(t.Context(), "SELECT node.delta_sql($1)", to-1).Scan(&delta); err != nil {
+			return err
+		}
+		much := strings.NewReplacer("$1", fmt.Sprint(to-1), "$2", fmt.Sprint(to), "$3", "1000").Replace(db.MuchTouched)
+		for _, sql := range []string{much, delta} {
+			rows, err := tx.Query(t.Context(), "EXPLAIN "+sql)
+			if err != nil {
+				return err
+			}
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				return err
+			}
+			if plan := strings.Join(lines, "\n"); strings.Contains(plan, "Seq Scan on change") || strings.Contains(plan, "Gather") {
+				t.Errorf("%s\n%s", sql, plan)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func loadDomain(t testing.TB, d *db.DB, name string) config.Domain {
