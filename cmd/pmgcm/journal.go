@@ -31,7 +31,7 @@ func journalCommand() *cli.Command {
 				Description: "Compares with the configuration that this node has now. Where a row was changed since, that shows."},
 			{Name: "apply", Usage: "enter one commit again", ArgsUsage: "N", Flags: []cli.Flag{yes()}, Action: applyJournal,
 				Description: "Shows the difference, asks, and commits it on the master, as any change of the configuration. Rows of the cluster itself and " +
-					"secrets are not entered again: it names them."},
+					"secrets are not entered again: it names them, and refuses a commit of nothing else."},
 			{Name: "drop", Usage: "forget one commit", ArgsUsage: "N", Action: dropJournal,
 				Flags: []cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT`; it stays in the history"}},
 				Description: "The entry is not named in status any more. list --all still shows it, with who dropped it and why; so does " +
