@@ -151,7 +151,9 @@ func TestProblemsNameTheRemedy(t *testing.T) {
 		{"a promise that nobody made good", gave, nil, nil, "pmgcm promote --force"},
 		{"a store that was rolled back", master, nil, func(n *Node) {
 			n.views[2] = &view{answered: true, state: db.State{CID: 2, Position: at(1, 1, 12, 7)}}
+			n.setLease(false)
 		}, "`pmgcm promote` on node 2"},
+		{"no majority", master, nil, func(n *Node) { n.setLease(false) }, "bring the others back"},
 		{"a slave with an older schema", master, nil, func(n *Node) {
 			n.views[2] = &view{answered: true}
 			n.pushErrs[2] = fmt.Errorf("push: %w", db.ErrNewer)

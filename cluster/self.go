@@ -308,9 +308,11 @@ func (n *Node) clusterProblems(st db.State) []Problem {
 			"with a majority in reach this node begins a new epoch by itself; without, `pmgcm promote --force` on the node that shall be master",
 		})
 	}
-	out = append(out, n.leaseProblem(st)...)
-	out = append(out, n.rolledBack(st)...)
-	return append(out, n.refusedPushes(st)...)
+	back := n.rolledBack(st)
+	if len(back) == 0 { // else that is why there is no lease, and has another remedy
+		out = append(out, n.leaseProblem(st)...)
+	}
+	return append(append(out, back...), n.refusedPushes(st)...)
 }
 
 // otherName says that the cluster knows this node by another name or address than its own file.
