@@ -130,7 +130,8 @@ func ParseEnvID(s string) (string, error) {
 }
 
 // ParseOriginal reads the value of ORCPT, an address type and an address in xtext, and gives it as RcptParams.Original. UTF-8 as it
-// is may stand in it where MAIL carried SMTPUTF8 (RFC 6533 §3). The error wraps ErrParameter.
+// is may stand in it where MAIL carried SMTPUTF8 (RFC 6533 §3). An address that would be longer in ASCII than a next hop must take is
+// as one that was not said. The error wraps ErrParameter.
 func ParseOriginal(s string, smtputf8 bool) (string, error) {
 	kind, coded, ok := strings.Cut(s, ";")
 	switch {
@@ -144,7 +145,11 @@ func ParseOriginal(s string, smtputf8 bool) (string, error) {
 	kind = strings.ToLower(kind)
 	if kind == "utf-8" {
 		address, err := unquoteUTF8(coded)
-		return "utf-8;" + address, err
+		original := "utf-8;" + address
+		if len(AppendOriginal(nil, original)) > maxOriginal {
+			return "", err
+		}
+		return original, err
 	}
 	address, err := ParseXtext(coded)
 	if err == nil && !isPrintable(address) {

@@ -95,6 +95,11 @@ func TestOriginal(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
+	for n, want := range map[int]bool{81: true, 82: false} { // 6 octets each in ASCII, and 13 more
+		if got, err := ParseOriginal("utf-8;"+strings.Repeat("ü", n)+"@b.test", true); err != nil || (got != "") != want {
+			t.Errorf("%d letters: %q, %v", n, got, err)
+		}
+	}
 	if _, err := ParseOriginal("utf-8;ü@b.test", false); !errors.Is(err, ErrParameter) {
 		t.Error("UTF-8 without SMTPUTF8")
 	}
@@ -119,8 +124,11 @@ func FuzzParseOriginal(f *testing.F) {
 		if !isASCII(written) || strings.ContainsAny(written, " =\r\n") {
 			t.Fatalf("%q is written %q", got, written)
 		}
+		if got == "" { // too long in ASCII
+			return
+		}
 		if len(written) > maxOriginal {
-			return // \x{} takes more than what it stands for
+			t.Fatalf("%q is written in %d octets", got, len(written))
 		}
 		if again, err := ParseOriginal(written, false); err != nil || again != got {
 			t.Fatalf("%q is written %q, read as %q, %v", got, written, again, err)
