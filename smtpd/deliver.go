@@ -217,17 +217,30 @@ func answersOf(g group, results []relay.Result) []answer {
 }
 
 // hold spools what the queue is to have if the dot that follows is answered with 2xx: for the rest, and for those that were refused
-// for now, taken by us in place of a next hop that may take them later.
+// for now, taken by us in place of a next hop that may take them later. Who was refused for good is to be reported behind that dot: a
+// spool that is known to take no report stops it, or each time that the client comes again the others would have the message once more.
 func (d *delivery) hold(rest []int, answers []answer) (err error) {
-	recipients := slices.Clone(rest)
-	for _, of := range [][]answer{d.refused, answers} {
-		recipients = appendTemporary(recipients, of)
+	all := slices.Concat(d.refused, answers)
+	if i := slices.IndexFunc(all, func(a answer) bool { return a.Reply.Permanent() }); i >= 0 && d.server.o.Queue.Healthy() != nil {
+		if err := d.probe(all[i].recipient); err != nil {
+			return err
+		}
 	}
+	recipients := appendTemporary(slices.Clone(rest), all)
 	if len(recipients) == 0 {
 		return nil
 	}
 	d.held, err = d.server.o.Queue.Put(d.ctx, []queue.Draft{d.draft(recipients)}, true)
 	return err
+}
+
+// probe looks whether a spool that was out of order takes anything now.
+func (d *delivery) probe(recipient int) error {
+	ids, err := d.server.o.Queue.Put(d.ctx, []queue.Draft{d.draft([]int{recipient})}, true)
+	if err != nil {
+		return err
+	}
+	return d.server.o.Queue.Drop(ids)
 }
 
 func appendTemporary(recipients []int, answers []answer) []int {

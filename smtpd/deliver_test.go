@@ -314,6 +314,27 @@ func TestFullSpoolStopsTheDotWhereItemsWouldBeHeld(t *testing.T) {
 	waitFor(t, "the first next hop sees no dot", func() bool { return h.cuts() == 1 })
 }
 
+// While no DSN can be spooled, who comes again and again does not have his message delivered again and again to those who can have it.
+func TestASpoolThatTakesNoDSNStopsTheNextDot(t *testing.T) {
+	h := newHop(t)
+	g := newRig(t, snapshot("one.test", h.addr()), nil)
+	if err := g.queue.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		h.set("rcpt bad@one.test", "250 2.1.5 OK")
+		p := g.hello()
+		p.begin("x@one.test", "bad@one.test")
+		h.set("rcpt bad@one.test", "550 5.1.1 no such user")
+		p.send("body\r\n.\r\n")
+		p.want("451 4.3.0")
+	}
+	waitFor(t, "the dot is not sent", func() bool { return h.cuts() == 3 })
+	if n := len(h.messages()); n != 0 {
+		t.Errorf("the first recipient has it %d times", n)
+	}
+}
+
 func TestSpoolLostBehindTheFirstDotIs451(t *testing.T) {
 	for _, c := range []struct {
 		name  string
