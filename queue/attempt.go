@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"mailproxy/config"
@@ -24,25 +25,31 @@ const (
 	fateExpired
 )
 
-// A trial is one run over the groups of an item.
+// A trial is one run over the groups of an item that are tried at once. Other trials for the item may go on beside it, for others of its
+// recipients: one slow next hop holds up nobody who goes by another.
 type trial struct {
 	*Queue
-	n         *entry
-	start     time.Time
-	groups    []*group
-	fates     map[int]fate // by recipient.index
-	answered  []string     // keys of next hops that answered
-	transport string
-	dsns      []string // items, not to be tried before this one is settled
-	kept      int      // recipients that wait, untried, for the end of their life
+	n      *entry
+	groups []*group
+	random float64 // for the back-off: what is put off together stays together, and is told of together
 
-	outOfReach string // key of a next hop that was
-	ended      bool   // at least one attempt ended by itself
+	// Guarded by mu.
+	fates map[int]fate // by recipient.index; of those that the trial still has
+
+	// Behind entry.saving.
+	left  int      // groups whose attempts have not ended
+	ended bool     // at least one attempt ended by itself
+	dsns  []string // items, not to be tried before what they tell is saved
 }
 
-// try makes one attempt for each group and settles the item.
+// try makes an attempt for each group, side by side, and writes down what they bring.
 func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
-	t := &trial{Queue: q, n: n, start: q.o.Now(), groups: groups, fates: make(map[int]fate)}
+	t := &trial{Queue: q, n: n, groups: groups, random: rand.Float64(), fates: make(map[int]fate), left: len(groups)}
+	for _, g := range groups {
+		for _, r := range g.recipients {
+			t.fates[r.index] = fateNone
+		}
+	}
 	m, err := q.spool.Open(n.id)
 	if err == nil {
 		defer m.Close()
@@ -52,41 +59,81 @@ func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 		t.unreadable(err)
 		return
 	}
-	if err := q.spool.Mark(n.id, q.o.Now()); err != nil {
-		q.health.note(q.o.Now(), q.log, err) // a mark is for the log only: the attempt is made
+	t.mark()
+	var others sync.WaitGroup
+	for _, g := range groups[1:] {
+		others.Go(func() { t.one(ctx, g, m) })
 	}
-	for i, g := range groups {
-		if ctx.Err() != nil {
-			break
-		}
-		if !t.again(g) {
-			continue
-		}
-		if t.attempt(ctx, g, m); i < len(groups)-1 {
-			t.checkpoint(g)
-		}
+	t.one(ctx, groups[0], m)
+	others.Wait()
+}
+
+// mark notes on disk that an attempt is under way. Not while another one saves what it has brought, as no longer being under way.
+func (t *trial) mark() {
+	t.n.saving.Lock()
+	defer t.n.saving.Unlock()
+	if t.isGone() {
+		return
 	}
-	t.giveBack(t.settle(m))
+	if err := t.spool.Mark(t.n.id, t.o.Now()); err != nil {
+		t.health.note(t.o.Now(), t.log, err) // a mark is for the log only: the attempt is made
+	}
+}
+
+// one makes the attempt for one group, and writes down what it has brought; the last one ends the trial.
+func (t *trial) one(ctx context.Context, g *group, m *spool.Message) {
+	if ctx.Err() == nil {
+		t.attempt(ctx, g, m)
+	}
+	t.n.saving.Lock()
+	t.tellRelayed(g, m)
+	if t.left--; t.left > 0 {
+		t.part(g)
+	} else {
+		t.settle(m)
+	}
+	t.giveBack(g)
+	t.n.saving.Unlock()
+	t.poke()
 }
 
 // unreadable sets a damaged item aside; where the disk does not read, it is tried later.
 func (t *trial) unreadable(err error) {
 	n := t.n
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	if t.isGone() { // another trial has found that
+		t.giveBack(t.groups...)
+		return
+	}
 	event, damaged := "spool.unreadable", errors.Is(err, ErrDamaged)
 	if damaged {
 		event = "spool.damaged"
 		t.health.note(t.o.Now(), t.log, t.spool.SetAside(n.id))
 	}
 	t.log.Error().Str("item", n.id).AnErr("err", err).Msg(event)
-	gone := damaged || errors.Is(err, spool.ErrNoSuch)
 	t.mu.Lock()
-	if !gone {
-		n.attempts++
+	if damaged || errors.Is(err, spool.ErrNoSuch) {
+		delete(t.items, n.id)
+	} else {
 		n.lastReply = err.Error()
-		n.next = t.o.Now().Add(backoff(n.attempts, rand.Float64()))
+		for _, g := range t.groups {
+			for _, r := range g.recipients {
+				t.fates[r.index] = fateLater
+			}
+			t.freeLocked(g, t.o.Now(), func(*recipient) bool { return true })
+		}
 	}
 	t.mu.Unlock()
-	t.giveBack(gone)
+	t.giveBack(t.groups...)
+	t.poke()
+}
+
+// isGone says whether the item was set aside meanwhile.
+func (t *trial) isGone() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.items[t.n.id] != t.n
 }
 
 // attempt brings the message to one next hop and notes each recipient's fate.
@@ -95,18 +142,17 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	for _, r := range g.recipients {
 		r.life = life
 	}
-	if g.unreported {
-		t.ended = true
+	switch {
+	case g.unreported:
+		g.ended = true
+		t.mu.Lock()
 		for _, r := range g.recipients {
 			t.fates[r.index] = fateFailed
 		}
+		t.mu.Unlock()
 		return
-	}
-	if g.refused != nil {
-		t.ended = true
-		for _, r := range g.recipients {
-			t.note(g, r, relay.Result{Path: r.path, Reply: g.refused}, start, 0)
-		}
+	case g.refused != nil:
+		t.noteAll(g, relay.Result{Reply: g.refused}, start, 0)
 		return
 	}
 	paths, params := make([]mail.Path, len(g.recipients)), []mail.RcptParams(nil)
@@ -116,9 +162,7 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 			params = append(params, m.Envelope.Param(r.index))
 		}
 	}
-	t.transport = g.transport.Name
-	number := t.n.attempts + 1
-	t.log.Info().Str("item", t.n.id).Str("transport", g.transport.Name).Int("attempt", number).
+	t.log.Info().Str("item", t.n.id).Str("transport", g.transport.Name).Int("attempt", g.number).
 		Array("forward_path", pathArray(paths)).Msg("attempt.start")
 	results, err := t.bring(ctx, g, relay.Attempt{
 		Transport: g.transport, Domain: g.domain, Envelope: m.Envelope, Paths: paths, Params: params, Content: m.Content,
@@ -133,23 +177,26 @@ func (t *trial) attempt(ctx context.Context, g *group, m *spool.Message) {
 	var out *relay.OutOfReach
 	switch {
 	case err == nil, errors.Is(err, relay.ErrNoAnswer):
-		t.ended = true
-		t.answered = append(t.answered, g.key)
+		g.results = results
 		if err != nil {
-			t.log.Warn().Str("item", t.n.id).Int("attempt", number).AnErr("err", err).Msg("attempt.unanswered")
+			t.log.Warn().Str("item", t.n.id).Int("attempt", g.number).AnErr("err", err).Msg("attempt.unanswered")
 		}
 		for i, r := range g.recipients {
 			t.note(g, r, results[i], start, took)
 		}
-		t.tellRelayed(g, results, m)
 	case errors.As(err, &out):
-		t.ended, t.outOfReach = true, g.key
-		reply := outOfReachReply(out)
-		for _, r := range g.recipients {
-			t.note(g, r, relay.Result{Path: r.path, Reply: reply, Hop: out.Hop, Stage: out.Stage}, start, took)
-		}
+		g.lost = true
+		t.noteAll(g, relay.Result{Reply: outOfReachReply(out), Hop: out.Hop, Stage: out.Stage}, start, took)
 	default: // our own stop: as if it had not been tried
-		t.log.Info().Str("item", t.n.id).Int("attempt", number).AnErr("err", err).Msg("attempt.dropped")
+		t.log.Info().Str("item", t.n.id).Int("attempt", g.number).AnErr("err", err).Msg("attempt.dropped")
+	}
+}
+
+// noteAll is note for all recipients of a group.
+func (t *trial) noteAll(g *group, res relay.Result, start time.Time, took time.Duration) {
+	for _, r := range g.recipients {
+		res.Path = r.path
+		t.note(g, r, res, start, took)
 	}
 }
 
@@ -166,27 +213,6 @@ func (t *trial) bring(ctx context.Context, g *group, a relay.Attempt) ([]relay.R
 // outOfReachReply is what stands for the answer of a next hop that gave none.
 func outOfReachReply(err *relay.OutOfReach) *mail.Reply {
 	return &mail.Reply{Code: 451, Enhanced: [3]int{4, 4, 1}, Text: "next hop out of reach", Cause: err}
-}
-
-// checkpoint closes on disk what one of several groups has brought: the next may take minutes, and be cut.
-func (t *trial) checkpoint(g *group) {
-	t.mu.Lock()
-	s := t.n.state()
-	t.mu.Unlock()
-	s.Done = slices.Clone(s.Done)
-	sent := false
-	for i, f := range t.fates {
-		if f == fateSent {
-			s.Done = append(s.Done, i)
-			delete(s.Last, i)
-		}
-	}
-	for _, r := range g.recipients {
-		sent = sent || t.fates[r.index] == fateSent
-	}
-	if sent {
-		t.health.note(t.o.Now(), t.log, t.saveState(t.n.id, s, true))
-	}
 }
 
 // lifeBy is how long an item is tried by a transport.
@@ -214,17 +240,21 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 	case res.Reply.Permanent():
 		f = fateFailed
 	}
-	r.last = outcomeOf(res, start)
+	last := outcomeOf(res, start)
 	if g.refused != nil {
-		r.last.Class = classRoute
+		last.Class = classRoute
 	}
+	g.ended = true
+	t.mu.Lock()
+	r.last = last
 	t.fates[r.index] = f
+	t.mu.Unlock()
 	e := t.log.Info()
 	if f == fateLater {
 		e = t.log.Warn()
 	}
 	e.Str("item", t.n.id).Stringer("forward_path", r.path).Str("transport", g.transport.Name).Str("hop", res.Hop).
-		Stringer("stage", res.Stage).Str("reason", r.last.Class).Int("code", res.Reply.Code).Str("reply", res.Reply.String()).Int("attempt", t.n.attempts+1).
+		Stringer("stage", res.Stage).Str("reason", last.Class).Int("code", res.Reply.Code).Str("reply", res.Reply.String()).Int("attempt", g.number).
 		Int64("took_ms", took.Milliseconds()).AnErr("err", res.Reply.Cause).Msg("attempt.done")
 }
 
@@ -232,15 +262,14 @@ func (t *trial) note(g *group, r *recipient, res relay.Result, start time.Time, 
 func (t *trial) news(r *recipient, m *spool.Message) news {
 	return news{
 		index: r.index, path: r.path, params: m.Envelope.Param(r.index), outcome: *r.last, life: r.life, until: t.n.bornAt().Add(r.life),
-		expired: t.fates[r.index] == fateExpired,
 	}
 }
 
 // tellRelayed tells a sender that asked for it of what a hop took that does not offer DSN.
-func (t *trial) tellRelayed(g *group, results []relay.Result, m *spool.Message) {
+func (t *trial) tellRelayed(g *group, m *spool.Message) {
 	var relayed []news
-	for i, r := range g.recipients {
-		if t.fates[r.index] == fateSent && !results[i].DSN && m.Envelope.Param(r.index).Notify.Success() {
+	for i := range g.results {
+		if r := g.recipients[i]; g.results[i].Reply.Positive() && !g.results[i].DSN && m.Envelope.Param(r.index).Notify.Success() {
 			relayed = append(relayed, t.news(r, m))
 		}
 	}
@@ -260,7 +289,35 @@ func (t *trial) report(m *spool.Message, a action, told []news) error {
 	return err
 }
 
-// settle makes durable what the attempts brought; gone says that the item is no more.
+// part writes down what one group has brought while others of the trial are still being tried: what was delivered is closed, and what was
+// put off goes on by its own schedule. Of whom there is something to tell waits for the end of the trial, so that one DSN tells it.
+func (t *trial) part(g *group) {
+	if t.isGone() {
+		return
+	}
+	now := t.o.Now()
+	t.mu.Lock()
+	closed := t.closeLocked(func(r *recipient) bool { return t.fates[r.index] == fateSent && slices.Contains(g.recipients, r) })
+	t.freeLocked(g, now, func(r *recipient) bool {
+		return t.fates[r.index] <= fateLater && !t.isOver(r, now) && !t.isLate(r, now)
+	})
+	t.mu.Unlock()
+	t.ended = t.ended || g.ended
+	if closed > 0 {
+		t.save(now)
+	}
+}
+
+// isOver says whether a recipient is given up that is put off.
+func (t *trial) isOver(r *recipient, now time.Time) bool { return now.Sub(t.n.bornAt()) >= r.life }
+
+// isLate says whether a recipient that is put off is late, and its sender was not told.
+func (t *trial) isLate(r *recipient, now time.Time) bool {
+	after := t.o.DelayNotice()
+	return after > 0 && now.Sub(t.n.bornAt()) >= after && !r.delayTold && !r.unreported
+}
+
+// settle ends a trial: what the sender is to be told is told, and what the attempts brought is made durable.
 //
 //	a recipient was            and the sender is told     so it is
 //	taken                      where it asked for that    closed
@@ -274,57 +331,62 @@ func (t *trial) report(m *spool.Message, a action, told []news) error {
 //
 // The DSN is spooled first, with what it tells, and not tried before the item's own state is saved: so a start after a kill finds
 // both, or neither, or the DSN alone and closes by it what it tells (load).
-func (t *trial) settle(m *spool.Message) (gone bool) {
-	n, now := t.n, t.o.Now()
+func (t *trial) settle(m *spool.Message) {
+	if t.isGone() {
+		return
+	}
+	now := t.o.Now()
 	t.tellFailed(m, now)
 	t.tellDelayed(m, now)
-	open, closed := t.close()
 	t.mu.Lock()
-	n.open = open
-	if t.ended && n.left == "" {
-		n.attempts++
-		n.next = now.Add(backoff(n.attempts, rand.Float64()))
-		if n.kept = t.kept == len(open); n.kept {
-			n.next = now.Add(maxLife) // and see below
-		}
-		n.transport = t.transport
-	} // else not all of it was tried: it is due as before
-	for i := range open {
-		if open[i].last != nil {
-			n.lastReply, n.class = open[i].last.reply().String(), open[i].last.Class
-		}
-		// The last attempt is at the end of a life.
-		if end := n.bornAt().Add(open[i].life); t.ended && n.next.After(end) && end.After(now) {
-			n.next = end
-		}
+	closed := t.closeLocked(func(r *recipient) bool { f := t.fates[r.index]; return f != fateNone && f != fateLater })
+	for _, g := range t.groups {
+		t.ended = t.ended || g.ended
+		t.freeLocked(g, now, func(*recipient) bool { return true })
 	}
-	saved := n.state()
+	alone := t.n.trying == 1
+	t.mu.Unlock()
+	switch {
+	case t.ended || closed > 0:
+		t.save(now)
+	case alone:
+		t.health.note(now, t.log, t.spool.Unmark(t.n.id))
+	}
+}
+
+// save makes durable what became of the item so far, and removes it where nothing of it is open.
+func (t *trial) save(now time.Time) {
+	n := t.n
+	t.mu.Lock()
+	open, others, s := len(n.open), n.trying > 1, n.state()
+	if open == 0 {
+		delete(t.items, n.id)
+	}
 	t.mu.Unlock()
 	var err error
-	switch {
-	case len(open) == 0:
+	if open == 0 {
 		err = t.spool.Remove(n.id)
-		t.log.Info().Str("item", n.id).Int("attempt", n.attempts).AnErr("err", err).Msg("item.done")
-	case t.ended || closed > 0:
-		err = t.saveState(n.id, saved, false)
-		t.log.Info().Str("item", n.id).Int("open", len(open)).Time("next_at", n.next).AnErr("err", err).Msg("item.later")
-	default:
-		err = t.spool.Unmark(n.id)
+		t.log.Info().Str("item", n.id).Int("attempt", s.Attempts).AnErr("err", err).Msg("item.done")
+	} else {
+		err = t.saveState(n.id, s, others)
+		t.log.Info().Str("item", n.id).Int("open", open).Time("next_at", s.Next).AnErr("err", err).Msg("item.later")
 	}
 	t.health.note(now, t.log, err) // what could not be saved leaves the mark, which names what a restart delivers again
-	return len(open) == 0
 }
 
 // tellFailed reports who is given up. Where that is not possible they stay open.
 func (t *trial) tellFailed(m *spool.Message, now time.Time) {
 	var failed []news
-	for i := range t.n.open {
-		r := &t.n.open[i]
-		if t.fates[r.index] == fateLater && now.Sub(t.n.bornAt()) >= r.life {
-			t.fates[r.index] = fateExpired
+	for _, r := range t.n.open {
+		f, ours := t.fates[r.index]
+		if ours && f == fateLater && t.isOver(r, now) {
+			f = fateExpired
+			t.fates[r.index] = f
 		}
-		if f := t.fates[r.index]; f == fateFailed || f == fateExpired {
-			failed = append(failed, t.news(r, m))
+		if ours && (f == fateFailed || f == fateExpired) {
+			one := t.news(r, m)
+			one.expired = f == fateExpired
+			failed = append(failed, one)
 		}
 	}
 	told, kept := t.wanted(t.n.id, m.Envelope, actionFailed, failed)
@@ -350,18 +412,23 @@ func (t *trial) keep(m *spool.Message, kept []news, now time.Time) {
 			t.untold(t.n.id, m.Envelope, n, reasonUnverified)
 			continue
 		}
-		t.kept++
 		if t.leaveOpen(kept[i : i+1]) {
 			t.log.Warn().Str("item", t.n.id).Stringer("client", m.Envelope.Client).Stringer("reverse_path", m.Envelope.ReversePath).
 				Stringer("forward_path", n.path).Str("reply", n.outcome.reply().String()).Str("reason", reasonUnverified).Msg("dsn.kept")
 		}
+		t.mu.Lock()
+		for _, r := range t.n.open {
+			r.kept = r.kept || r.index == n.index
+		}
+		t.mu.Unlock()
 	}
 }
 
 // leaveOpen has recipients that failed stay; those refused for good are not tried again. It says whether that is new.
 func (t *trial) leaveOpen(some []news) (fresh bool) {
-	for i := range t.n.open {
-		r := &t.n.open[i]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.n.open {
 		if !slices.ContainsFunc(some, func(n news) bool { return n.index == r.index }) {
 			continue
 		}
@@ -375,13 +442,9 @@ func (t *trial) leaveOpen(some []news) (fresh bool) {
 
 // tellDelayed tells once of each recipient that has been waiting for long.
 func (t *trial) tellDelayed(m *spool.Message, now time.Time) {
-	after := t.o.DelayNotice()
-	if after <= 0 || now.Sub(t.n.bornAt()) < after {
-		return
-	}
 	var delayed []news
-	for i := range t.n.open {
-		if r := &t.n.open[i]; t.fates[r.index] == fateLater && !r.delayTold && !r.unreported && now.Sub(t.n.bornAt()) < r.life {
+	for _, r := range t.n.open {
+		if f, ours := t.fates[r.index]; ours && f == fateLater && t.isLate(r, now) && !t.isOver(r, now) {
 			r.delayTold = true
 			delayed = append(delayed, t.news(r, m))
 		}
@@ -390,12 +453,12 @@ func (t *trial) tellDelayed(m *spool.Message, now time.Time) {
 	_ = t.report(m, actionDelayed, delayed) // a courtesy: not tried again
 }
 
-// close gives the recipients that stay, and counts and notes those that do not.
-func (t *trial) close() (open []recipient, closed int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	open = slices.Clone(t.n.open)[:0]
-	for _, r := range t.n.open {
+// closeLocked closes those that may be, counts them by their fates, and gives their number.
+func (t *trial) closeLocked(may func(*recipient) bool) (closed int) {
+	t.n.open = slices.DeleteFunc(t.n.open, func(r *recipient) bool {
+		if !may(r) {
+			return false
+		}
 		switch t.fates[r.index] {
 		case fateSent:
 			t.counts.Sent++
@@ -403,46 +466,59 @@ func (t *trial) close() (open []recipient, closed int) {
 			t.counts.Failed++
 		case fateExpired:
 			t.counts.Expired++
-		default:
-			open = append(open, r)
-			continue
 		}
 		closed++
 		t.n.done = append(t.n.done, r.index)
-	}
-	return open, closed
+		delete(t.fates, r.index)
+		return true
+	})
+	return closed
 }
 
-// giveBack returns the item and its slots to the schedule.
-func (t *trial) giveBack(gone bool) {
+// freeLocked gives those of a group back to the schedule that are open, and that may.
+func (t *trial) freeLocked(g *group, now time.Time, may func(*recipient) bool) {
+	n := t.n
+	next := now.Add(backoff(g.number, t.random))
+	for _, r := range g.recipients {
+		f, ours := t.fates[r.index]
+		if !ours || !may(r) {
+			continue
+		}
+		delete(t.fates, r.index)
+		r.busy = false
+		if f == fateNone { // it is due as before
+			continue
+		}
+		r.attempts, r.next = g.number, next
+		n.attempts = max(n.attempts, g.number)
+		end := n.bornAt().Add(r.life)
+		if end.After(now) && (r.kept || next.After(end)) { // the last attempt is at the end of a life
+			r.next = end
+		}
+		n.heard(r.last)
+		if g.key != "" {
+			n.transport = g.transport.Name
+		}
+		if g.lost {
+			t.stickLocked(n, r, g.key)
+		}
+	}
+}
+
+// giveBack ends the attempts for groups: their slots are free, and what they have told and saved can go.
+func (t *trial) giveBack(groups ...*group) {
 	now := t.o.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.n
-	t.running--
-	t.idleLocked(n)
-	for _, g := range t.groups {
+	for _, g := range groups {
 		t.giveBackLocked(g)
-	}
-	t.unstickLocked(n)
-	if gone {
-		delete(t.items, n.id)
-	} else {
-		if n.left != "" {
-			t.waitLocked(n, n.left)
-		} else {
-			t.due.set(n, n.next)
+		t.endLocked(t.n)
+		if g.results != nil {
+			t.unstickAllLocked(g.key, now)
 		}
-		if t.outOfReach != "" {
-			t.stickLocked(n, t.outOfReach)
-		}
-	}
-	for _, key := range t.answered {
-		t.unstickAllLocked(key, now)
 	}
 	for _, id := range t.dsns {
-		d := t.items[id]
-		t.idleLocked(d)
-		t.due.set(d, now)
+		t.endLocked(t.items[id])
 	}
+	t.dsns = nil
 }

@@ -253,7 +253,7 @@ func (q *Queue) Story(id string) (Story, error) {
 	story := Story{Item: n.view(), Expires: q.expiresLocked(n)}
 	open := make(map[int]*outcome, len(n.open))
 	for i := range n.open {
-		open[n.open[i].index] = n.last(i)
+		open[n.open[i].index] = n.open[i].last
 	}
 	q.mu.Unlock()
 	m, err := q.spool.Open(id)

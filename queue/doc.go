@@ -4,12 +4,14 @@
 // The walk of an item:
 //
 //  1. Put gives it to the spool, and returns when it is on the disk.
-//  2. Run takes what is due, groups the open forward-paths by next hop, and makes one attempt for each group. A next hop gets as many at
-//     once as it bears (site.go); what there is no room for waits, and next hops take turns, so that none holds up another, nor one
-//     recipient of an item the others. What is for a next hop that seems dead is put off without an attempt.
+//  2. Run takes what is due, groups the open forward-paths by next hop, and makes one attempt for each group, side by side. A next hop
+//     gets as many at once as it bears (site.go); what there is no room for waits, and next hops take turns, so that none holds up
+//     another. What is for a next hop that seems dead is put off without an attempt. Each forward-path has its own place in the
+//     schedule: who waits for room at one next hop, or is being tried there for hours, holds up no other recipient of the item.
 //  3. Delivered paths are closed on disk; refused ones are reported in one DSN, which is spooled before they are closed; the
 //     others stay, to be tried again after 1 minute, 2, 4 … about an hour, until the item's life is over, and their sender is told
-//     once that they are late. The table at settle says it all.
+//     once that they are late. The table at settle says it all. What there is to tell of several next hops that were tried together
+//     is told when the last of these attempts has ended.
 //  4. With its last path closed the item is removed.
 //
 // # Invariants
@@ -24,7 +26,8 @@
 //     no users refuses everybody), and then given up, named in the log (dsn.none) and counted. Only where such a path is given up since
 //     its next hop was never in reach, the sender is told: the path may well exist, and mail that was accepted is not lost in silence.
 //   - At most 100 DSNs an hour go to one reverse-path and 10,000 in all; what is over that waits for its turn, untried.
-//   - One attempt at a time for an item; an item being tried cannot be deleted.
+//   - One attempt at a time for a forward-path, and 20 for an item; an item being tried cannot be deleted. What attempts for one item
+//     bring is written down one by one.
 //   - A message is delivered twice only where an attempt was cut between the next hop's 250 and our note of it; the log then
 //     has attempt.cut, or attempt.done with "no answer to the final dot", with the item's ID.
 package queue

@@ -142,10 +142,10 @@ func (q *Queue) Stats() Stats {
 		switch {
 		case n.hold != nil:
 			s.OnHold++
-		case n.kept:
+		case n.kept():
 			s.Kept++
 		}
-		if n.busy && !n.ordered {
+		if n.trying > 0 {
 			s.Busy++
 		}
 		if s.Oldest.IsZero() || n.created.Before(s.Oldest) {

@@ -3,6 +3,7 @@ package queue
 import (
 	"container/heap"
 	"slices"
+	"sync"
 	"time"
 
 	"mailproxy/mail"
@@ -17,9 +18,9 @@ type Item struct {
 	// ForwardPaths are those still open.
 	ForwardPaths []mail.Path `json:"forward_paths"`
 	Created      time.Time   `json:"created"`
-	// Next is when it is tried next.
+	// Next is when the first of its recipients is tried next; in the past where one waits for room, or is being tried.
 	Next time.Time `json:"next"`
-	// Attempts counts those that have ended.
+	// Attempts counts those that have ended: of the recipient with the most, as each next hop has its own schedule.
 	Attempts int `json:"attempts"`
 	// LastReply is the newest answer or error: "451 4.3.0 try later".
 	LastReply string `json:"last_reply,omitempty"`
@@ -44,20 +45,26 @@ type Item struct {
 	Busy bool `json:"busy,omitempty"`
 }
 
-// A recipient is an open forward-path and its last outcome.
+// A recipient is an open forward-path, its last outcome, and its own place in the schedule. Its fields are guarded by Queue.mu; while an
+// attempt has it, that writes the rest, too.
 type recipient struct {
-	index int // in the envelope
-	path  mail.Path
-	last  *outcome
+	index    int // in the envelope
+	path     mail.Path
+	last     *outcome
+	attempts int       // those that have ended
+	next     time.Time // when it is tried next
+	busy     bool      // it waits for room, or an attempt has it: it is not in the schedule
+	stuck    string    // the next hop (group.key) that was out of reach at the last attempt; "" where it was not
 
-	unreported bool // refused for good, by last, and not yet told: it is not tried again
-	delayTold  bool // its sender was told that it is late
+	kept bool // refused for good, and its sender may not be told: it waits for an operator
 
-	life time.Duration // how long it is tried, by the transport of its last attempt here; 0 where there was none
+	// Behind entry.saving.
+	unreported bool          // refused for good, by last, and not yet told: it is not tried again
+	delayTold  bool          // its sender was told that it is late
+	life       time.Duration // how long it is tried, by the transport of its last attempt here; 0 where there was none
 }
 
-// An entry is the small view of an item that is kept in memory. Its fields are guarded by Queue.mu, but while busy is set open
-// and done belong to the attempt.
+// An entry is the small view of an item that is kept in memory. Its fields are guarded by Queue.mu.
 type entry struct {
 	id       string
 	size     int64
@@ -65,34 +72,31 @@ type entry struct {
 	created  time.Time
 	client   string
 	session  string
-	open     []recipient
-	done     []int
-	next     time.Time
-	attempts int
+	open     []*recipient // changed behind saving, too
+	done     []int        // behind saving, too
+	attempts int          // the most of a recipient, also of a closed one
 
 	lastReply string
 	class     string // of lastReply
 	transport string
 	held      bool          // its client has no answer yet
-	busy      bool          // an attempt or an order is under way
-	ordered   bool          // busy by an order
-	kept      bool          // as Item.Kept
+	trying    int           // attempts under way
+	ordered   bool          // an order is under way
 	hold      *Hold         // an operator has it wait: it is not in the schedule
 	paused    time.Duration // how long it was on hold before
 	via       string        // the transport that an operator has ordered
-	stuck     string        // the next hop that was out of reach at the last attempt, as group.key
+	next      time.Time     // in the schedule
 	position  int           // in the schedule; -1 where it is not in it
-	left      string        // a next hop (group.key) for which there was no room in the last attempt; "" where all were tried
-	round     time.Time     // since when the others were tried; zero where all were
-}
 
-// isLeft says whether a recipient was not tried in this round.
-func (n *entry) isLeft(r recipient) bool { return r.last == nil || r.last.At.Before(n.round) }
+	// saving is held by whoever writes down what an attempt has brought, from what is told to what is saved: attempts for one item go on
+	// side by side, and what one saves has all that another has saved before.
+	saving sync.Mutex
+}
 
 func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 	n := &entry{
 		id: id, size: size, reverse: e.ReversePath, created: e.ReceivedAt, session: e.Session,
-		done: s.Done, next: s.Next, attempts: s.Attempts, position: -1,
+		done: s.Done, attempts: s.Attempts, position: -1,
 		hold: s.Hold, paused: s.Paused, via: s.Via,
 	}
 	if e.Client.IsValid() {
@@ -102,33 +106,52 @@ func newEntry(id string, size int64, e *mail.Envelope, s *state) *entry {
 	for _, i := range s.Done {
 		done[i] = true
 	}
-	n.open = make([]recipient, 0, max(0, len(e.ForwardPaths)-len(s.Done)))
-	n.kept = len(s.Unreported) > 0
+	count := max(0, len(e.ForwardPaths)-len(s.Done))
+	n.open = make([]*recipient, 0, count)
+	all := make([]recipient, 0, count) // in one piece
+	newest := (*outcome)(nil)
 	for i, p := range e.ForwardPaths {
 		if done[i] {
 			continue
 		}
-		n.kept = n.kept && slices.Contains(s.Unreported, i) && e.Param(i).Unverified
-		n.open = append(n.open, recipient{
-			index: i, path: p, last: s.Last[i],
+		own := s.turn(i)
+		all = append(all, recipient{
+			index: i, path: p, last: s.Last[i], attempts: own.Attempts, next: own.Next,
 			unreported: s.Last[i] != nil && slices.Contains(s.Unreported, i), delayTold: slices.Contains(s.DelayTold, i),
 		})
-		if s.Last[i] != nil {
-			n.lastReply, n.class = s.Last[i].reply().String(), s.Last[i].Class
+		r := &all[len(all)-1]
+		r.kept = r.unreported && e.Param(i).Unverified
+		n.open = append(n.open, r)
+		if r.last != nil && (newest == nil || !r.last.At.Before(newest.At)) {
+			newest = r.last
 		}
 	}
+	n.heard(newest)
 	return n
+}
+
+// heard notes the newest answer; nil is none.
+func (n *entry) heard(o *outcome) {
+	if o != nil {
+		n.lastReply, n.class = o.reply().String(), o.Class
+	}
 }
 
 // state gives what is to be saved.
 func (n *entry) state() *state {
-	s := &state{Attempts: n.attempts, Next: n.next, Done: n.done, Hold: n.hold, Paused: n.paused, Via: n.via}
+	s := &state{Attempts: n.attempts, Next: n.first(), Done: n.done, Hold: n.hold, Paused: n.paused, Via: n.via}
 	for _, r := range n.open {
 		if r.last != nil {
 			if s.Last == nil {
 				s.Last = make(map[int]*outcome)
 			}
 			s.Last[r.index] = r.last
+		}
+		if own := (turn{r.attempts, r.next}); own.Attempts != s.Attempts || !own.Next.Equal(s.Next) {
+			if s.Turns == nil {
+				s.Turns = make(map[int]turn)
+			}
+			s.Turns[r.index] = own
 		}
 		if r.unreported {
 			s.Unreported = append(s.Unreported, r.index)
@@ -143,23 +166,62 @@ func (n *entry) state() *state {
 // view copies the entry for showing.
 func (n *entry) view() Item {
 	paths := make([]mail.Path, len(n.open))
-	for i := range n.open { // not a copy of the whole: an attempt under way writes the rest
-		paths[i] = n.open[i].path
+	for i, r := range n.open {
+		paths[i] = r.path
 	}
 	return Item{
-		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.next,
+		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.first(),
 		Attempts: n.attempts, LastReply: n.lastReply, Transport: n.transport, Client: n.client, Session: n.session,
-		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Kept: n.kept, Busy: n.busy && !n.ordered,
+		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Kept: n.kept(), Busy: n.trying > 0,
 	}
 }
 
-// tryAllLocked has those tried again, too, that were refused for good and not yet told, or tried already while there was no room for the
-// others: an operator knows better.
-func (n *entry) tryAllLocked() {
-	n.round = time.Time{}
-	n.kept = false
-	for i := range n.open {
-		n.open[i].unreported = false
+// kept is Item.Kept.
+func (n *entry) kept() bool {
+	return len(n.open) > 0 && !slices.ContainsFunc(n.open, func(r *recipient) bool { return !r.kept })
+}
+
+// first is when the first of its recipients is tried, or was to be tried that waits or is being tried.
+func (n *entry) first() (first time.Time) {
+	for i, r := range n.open {
+		if i == 0 || r.next.Before(first) {
+			first = r.next
+		}
+	}
+	return first
+}
+
+// nextFree is when the first is tried of those that are in the schedule; ok is false where none is.
+func (n *entry) nextFree() (next time.Time, ok bool) {
+	for _, r := range n.open {
+		if !r.busy && (!ok || r.next.Before(next)) {
+			next, ok = r.next, true
+		}
+	}
+	return next, ok
+}
+
+// together is how long before its time a recipient is tried with others of its item.
+const together = 10 * time.Second
+
+// takeDueLocked takes those out of the schedule that are due, or nearly, whoever has waited longest first.
+func (n *entry) takeDueLocked(now time.Time) (due []*recipient) {
+	for _, r := range n.open {
+		if !r.busy && !r.next.After(now.Add(together)) {
+			r.busy = true
+			due = append(due, r)
+		}
+	}
+	slices.SortStableFunc(due, func(a, b *recipient) int { return a.next.Compare(b.next) })
+	return due
+}
+
+// tryAllLocked makes due all that no attempt has, also those that were refused for good and not yet told: an operator knows better.
+func (n *entry) tryAllLocked(now time.Time) {
+	for _, r := range n.open {
+		if !r.busy {
+			r.next, r.unreported, r.kept = now, false, false
+		}
 	}
 }
 

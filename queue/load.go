@@ -26,7 +26,7 @@ func (q *Queue) load() error {
 		n := newEntry(f.ID, f.Size, f.Envelope, s)
 		q.items[f.ID] = n
 		if n.hold == nil {
-			n.position = len(q.due)
+			n.next, n.position = n.first(), len(q.due)
 			q.due = append(q.due, n)
 		}
 		if s.Moving != 0 { // that node may have it, too

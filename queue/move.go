@@ -67,8 +67,7 @@ func (r *orderRun) move(ctx context.Context, n *entry, send func(context.Context
 	r.mu.Lock()
 	before := n.state()
 	r.mu.Unlock()
-	there := *before
-	there.Next, there.Unreported = r.Queue.o.Now(), nil
+	there := before.dueAt(r.Queue.o.Now())
 	state, err := there.encode()
 	if err != nil {
 		return err
@@ -144,9 +143,7 @@ func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 	}
 	q.mu.Lock()
 	q.items[n.id] = n
-	if n.hold == nil {
-		q.due.set(n, n.next)
-	}
+	q.scheduleLocked(n)
 	q.mu.Unlock()
 	q.log.Info().Str("session", n.session).Str("item", n.id).Stringer("reverse_path", n.reverse).
 		Array("forward_path", pathArray(m.Envelope.ForwardPaths)).Int64("bytes", n.size).Int("from", int(from)).Msg("item.received")

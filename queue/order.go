@@ -216,14 +216,16 @@ func (r *orderRun) claim(entries []*entry, m *matcher, named bool) (claimed, bus
 			if named {
 				answers[n.id] = ErrOnHold
 			}
-		case r.o.Deed == Retry && n.busy:
+		case r.o.Deed == Retry && (n.trying > 0 || n.ordered):
+			n.tryAllLocked(r.Queue.o.Now()) // what is not being tried just now
+			r.scheduleLocked(n)
 			if named {
 				answers[n.id] = nil
 			}
-		case n.busy:
+		case n.trying > 0 || n.ordered:
 			busy = append(busy, n)
 		default:
-			n.busy, n.ordered = true, true
+			n.ordered = true
 			claimed = append(claimed, n)
 		}
 	}
@@ -258,10 +260,9 @@ func (r *orderRun) giveBack(claimed []*entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, n := range claimed {
+		n.ordered = false
 		r.idleLocked(n)
-		if r.items[n.id] == n && n.hold == nil {
-			r.due.set(n, n.next)
-		}
+		r.scheduleLocked(n)
 	}
 }
 
@@ -297,7 +298,7 @@ func parallel(n, most int, f func(int)) {
 func (r *orderRun) change(n *entry) error {
 	now := r.Queue.o.Now()
 	r.mu.Lock()
-	before := *n
+	undo := n.undoLocked()
 	switch r.o.Deed {
 	case Delete:
 		r.mu.Unlock()
@@ -306,14 +307,13 @@ func (r *orderRun) change(n *entry) error {
 		n.hold = &Hold{now, r.by()}
 	case Free:
 		n.paused += now.Sub(n.hold.Since)
-		n.hold, n.next = nil, now
-		n.tryAllLocked()
+		n.hold = nil
+		n.tryAllLocked(now)
 	case Reroute:
-		n.via, n.next = r.o.Transport, now
-		n.tryAllLocked()
+		n.via = r.o.Transport
+		n.tryAllLocked(now)
 	case Retry:
-		n.next = now
-		n.tryAllLocked()
+		n.tryAllLocked(now)
 		r.mu.Unlock()
 		return nil
 	}
@@ -323,10 +323,25 @@ func (r *orderRun) change(n *entry) error {
 	r.health.note(now, r.log, err)
 	if err != nil {
 		r.mu.Lock()
-		n.hold, n.paused, n.via, n.next = before.hold, before.paused, before.via, before.next
+		undo()
 		r.mu.Unlock()
 	}
 	return err
+}
+
+// undoLocked gives what puts an entry back to how it is now: what an order changes of it.
+func (n *entry) undoLocked() func() {
+	hold, paused, via := n.hold, n.paused, n.via
+	open := make([]recipient, len(n.open))
+	for i, r := range n.open {
+		open[i] = *r
+	}
+	return func() {
+		n.hold, n.paused, n.via = hold, paused, via
+		for i, r := range n.open {
+			*r = open[i]
+		}
+	}
 }
 
 // by is who orders it, as a Hold shows it.
@@ -348,10 +363,9 @@ func (r *orderRun) remove(n *entry, reason string) error {
 	return err
 }
 
-// idleLocked notes that nothing is under way with an entry any more, and wakes the orders that wait for that.
+// idleLocked wakes the orders that wait for an entry, where nothing is under way with it any more.
 func (q *Queue) idleLocked(n *entry) {
-	n.busy, n.ordered = false, false
-	if q.idle != nil {
+	if q.idle != nil && n.trying == 0 && !n.ordered {
 		close(q.idle)
 		q.idle = nil
 	}
@@ -364,10 +378,13 @@ func (q *Queue) unscheduleLocked(entries []*entry) {
 	}
 	for _, n := range entries {
 		q.due.remove(n)
-		q.unstickLocked(n)
+		for _, r := range n.open {
+			r.busy = false // it waited
+			q.unstickLocked(r)
+		}
 	}
 	for key, list := range q.waiting {
-		if list = slices.DeleteFunc(list, func(n *entry) bool { return n.ordered }); len(list) == 0 {
+		if list = slices.DeleteFunc(list, func(w *waiter) bool { return w.n.ordered }); len(list) == 0 {
 			delete(q.waiting, key)
 		} else {
 			q.waiting[key] = list

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -377,6 +378,38 @@ func TestSummaryCountsByNextHopAndAge(t *testing.T) {
 	}
 	if s, err := q.Summary(Selection{To: "nowhere.test"}); err != nil || s.Matched != 1 || len(s.Hops) != 3 || s.Others != 1 {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// What cannot be written down is not done: the item is on hold, kept, untold and due as it was.
+func TestAnOrderThatIsNotDurableChangesNothing(t *testing.T) {
+	q := openTest(t, t.TempDir(), func(o *Options) {
+		o.Transport = func(name string) (config.Transport, bool) { return config.Transport{Name: name}, true }
+	})
+	d := draft("from@a.test")
+	d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
+	id := q.mustPut(t, false, d)[0]
+	stop := q.run(t)
+	waitFor(t, "it is kept", func() bool { i := q.List()[0]; return i.Kept && !i.Busy })
+	stop()
+	q.order(t, Order{Deed: PutOnHold, Selection: ids(id), Who: "root"})
+	look := func() (Item, recipient) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.items[id].view(), *q.items[id].open[0]
+	}
+	before, turn := look()
+	if err := q.spool.Close(); err != nil { // nothing more can be written
+		t.Fatal(err)
+	}
+	for _, o := range []Order{{Deed: Free}, {Deed: Reroute, Transport: "x"}} {
+		o.Selection = ids(id)
+		if said := q.order(t, o); said[id] == nil {
+			t.Errorf("%s: said %v", o.Deed, said)
+		}
+		if after, now := look(); !reflect.DeepEqual(before, after) || turn != now {
+			t.Errorf("%s: %+v, %+v; before %+v, %+v", o.Deed, after, now, before, turn)
+		}
 	}
 }
 

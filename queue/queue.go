@@ -46,7 +46,7 @@ type Options struct {
 	DelayNotice func() time.Duration
 	// MinFree is how many octets stay free on the spool's file system.
 	MinFree int64
-	// Concurrency is how many items are tried at once, and as many again for next hops that nothing else is tried for; 0 is 100.
+	// Concurrency is how many attempts are made at once, and as many again for next hops that nothing else is tried for; 0 is 100.
 	Concurrency int
 	// PerHop is how many of them may be for the same next hop (transport, and domain where it goes by MX), if it bears so many; 0 is 20.
 	PerHop int
@@ -65,20 +65,20 @@ type Queue struct {
 	limit   dsnLimit
 	wake    chan struct{} // capacity 1: the schedule changed
 
-	anyStuck atomic.Int64 // entries in stuck, to be looked at without mu
+	anyStuck atomic.Int64 // recipients in stuck, to be looked at without mu
 
 	mu        sync.Mutex
 	items     map[string]*entry
-	due       schedule                       // neither held nor busy nor waiting
-	running   int                            // items busy
-	dueFirst  bool                           // whose turn it was
-	sitesLeft int                            // how many sites tidying has left
-	slots     map[string]int                 // attempts under way by group.key
-	waiting   map[string][]*entry            // due, and there is no room for that key
-	sites     map[string]*site               // by group.key; what is not there is as new
-	ring      []string                       // keys of waiting in the order of their turns, and some that are no more
-	inRing    map[string]struct{}            // those in ring
-	stuck     map[string]map[*entry]struct{} // whose last attempt found that next hop (group.key) out of reach
+	due       schedule                         // those with a recipient that is neither being tried nor waiting
+	running   int                              // attempts under way
+	dueFirst  bool                             // whose turn it was
+	sitesLeft int                              // how many sites tidying has left
+	slots     map[string]int                   // attempts under way by group.key
+	waiting   map[string][]*waiter             // due, and there is no room for that key
+	sites     map[string]*site                 // by group.key; what is not there is as new
+	ring      []string                         // keys of waiting in the order of their turns, and some that are no more
+	inRing    map[string]struct{}              // those in ring
+	stuck     map[string]map[*recipient]*entry // whose last attempt found that next hop (group.key) out of reach
 	counts    Stats
 	coming    map[string]struct{} // IDs of items that another node is giving us
 	idle      chan struct{}       // closed when an item is not busy any more; nil where nobody waits for that
@@ -104,9 +104,9 @@ func Open(o Options) (*Queue, error) {
 	}
 	q := &Queue{
 		o: o, spool: sp, log: o.Log, wake: make(chan struct{}, 1),
-		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*entry),
+		items: make(map[string]*entry), slots: make(map[string]int), waiting: make(map[string][]*waiter),
 		sites: make(map[string]*site), inRing: make(map[string]struct{}),
-		stuck: make(map[string]map[*entry]struct{}), coming: make(map[string]struct{}),
+		stuck: make(map[string]map[*recipient]*entry), coming: make(map[string]struct{}),
 	}
 	if o.Relay != nil {
 		q.deliver = o.Relay.Deliver
@@ -130,7 +130,7 @@ type Draft struct {
 	// waits for its time, or for that next hop to answer anyone. Nil: it is due at once.
 	Tried *relay.OutOfReach
 
-	waits bool // it is busy, as if it were being tried, until a trial's giveBack
+	waits bool // it is as if it were being tried, until the trial that made it has saved what it tells
 }
 
 // Put spools the drafts, all or none, and returns when they are durable. Held ones are not tried before Release. The error is a
@@ -184,10 +184,12 @@ func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64
 		}
 		n.held = held
 		q.items[id] = n
-		n.busy = drafts[i].waits
-		if !held && !n.busy {
-			q.due.set(n, now)
+		if drafts[i].waits {
+			q.startLocked(n)
+		}
+		if !held && !drafts[i].waits {
 			q.triedLocked(n, drafts[i].Tried, now)
+			q.scheduleLocked(n)
 		}
 	}
 	q.mu.Unlock()
@@ -209,15 +211,18 @@ func (q *Queue) triedLocked(n *entry, tried *relay.OutOfReach, now time.Time) {
 		return
 	}
 	n.attempts = 1
-	last := outcomeOf(relay.Result{Reply: outOfReachReply(tried), Hop: tried.Hop, Stage: tried.Stage}, now)
-	n.lastReply, n.class = last.reply().String(), last.Class
-	q.due.set(n, now.Add(backoff(n.attempts, rand.Float64())))
+	n.heard(outcomeOf(relay.Result{Reply: outOfReachReply(tried), Hop: tried.Hop, Stage: tried.Stage}, now))
+	next := now.Add(backoff(n.attempts, rand.Float64()))
 	to := n.open[0].path // the others share its next hop
-	if t, refused := q.o.Route(to); refused == nil {
-		n.transport = t.Name
-		key, _ := groupKey(t, to)
-		q.stickLocked(n, key)
+	t, refused := q.o.Route(to)
+	key, _ := groupKey(t, to)
+	for _, r := range n.open {
+		r.attempts, r.next = n.attempts, next
+		if refused == nil {
+			q.stickLocked(n, r, key)
+		}
 	}
+	n.transport = t.Name
 }
 
 type pathArray []mail.Path
@@ -253,12 +258,11 @@ func (q *Queue) Release(ids []string) error {
 	if err != nil {
 		return refusal(err)
 	}
-	now := q.o.Now()
 	q.mu.Lock()
 	for _, id := range ids {
 		if n := q.items[id]; n != nil && n.held {
 			n.held = false
-			q.due.set(n, now)
+			q.scheduleLocked(n)
 		}
 	}
 	q.mu.Unlock()
@@ -282,24 +286,24 @@ func (q *Queue) Drop(ids []string) error {
 	return q.spool.Drop(ids)
 }
 
-// stickLocked notes that an entry waits for a next hop that was out of reach.
-func (q *Queue) stickLocked(n *entry, key string) {
+// stickLocked notes that a recipient waits for a next hop that was out of reach.
+func (q *Queue) stickLocked(n *entry, r *recipient, key string) {
 	if q.stuck[key] == nil {
-		q.stuck[key] = make(map[*entry]struct{})
+		q.stuck[key] = make(map[*recipient]*entry)
 	}
-	n.stuck = key
-	q.stuck[key][n] = struct{}{}
+	r.stuck = key
+	q.stuck[key][r] = n
 	q.anyStuck.Add(1)
 }
 
-func (q *Queue) unstickLocked(n *entry) {
-	if n.stuck == "" {
+func (q *Queue) unstickLocked(r *recipient) {
+	if r.stuck == "" {
 		return
 	}
-	delete(q.stuck[n.stuck], n)
+	delete(q.stuck[r.stuck], r)
 	q.anyStuck.Add(-1)
-	if len(q.stuck[n.stuck]) == 0 {
-		delete(q.stuck, n.stuck)
+	if len(q.stuck[r.stuck]) == 0 {
+		delete(q.stuck, r.stuck)
 	}
-	n.stuck = ""
+	r.stuck = ""
 }

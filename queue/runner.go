@@ -1,9 +1,7 @@
 package queue
 
 import (
-	"container/heap"
 	"context"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,18 +11,29 @@ import (
 	"mailproxy/relay"
 )
 
-// A group is the open forward-paths of an item that share a next hop.
+// A group is the open forward-paths of an item that share a next hop, and are tried together.
 type group struct {
 	key        string // transport, and domain where it goes by MX; "" where Route refused
 	transport  config.Transport
 	domain     string
 	refused    *mail.Reply
-	unreported bool         // they were refused before: what is left to do is to tell
-	recipients []*recipient // into entry.open
+	unreported bool // they were refused before: what is left to do is to tell
+	recipients []*recipient
 
 	away  *relay.OutOfReach // the next hop is dead: put off for this reason, without an attempt
 	slot  bool              // it has one of the next hop's
 	looks bool              // it looks whether the next hop is still dead
+
+	number  int            // of the attempt, from 1: the most of its recipients
+	ended   bool           // the attempt has ended by itself
+	results []relay.Result // of one that was answered
+	lost    bool           // the next hop was out of reach
+}
+
+// A waiter is what waits for room at a next hop: the forward-paths of an item that go there.
+type waiter struct {
+	n          *entry
+	recipients []*recipient
 }
 
 // Run makes the attempts as they come due, until ctx ends; it returns when all attempts have ended. An attempt that has sent its
@@ -33,13 +42,10 @@ func (q *Queue) Run(ctx context.Context) error {
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
 	for {
-		n, wait := q.take()
-		if n != nil {
-			if groups := q.reserve(n, q.plan(n)); len(groups) > 0 {
-				attempts.Go(func() {
-					q.try(ctx, n, groups)
-					q.poke()
-				})
+		w, wait := q.take()
+		if w != nil {
+			if groups := q.reserve(w.n, q.plan(w)); len(groups) > 0 {
+				attempts.Go(func() { q.try(ctx, w.n, groups) })
 			}
 			if ctx.Err() == nil {
 				continue
@@ -60,8 +66,11 @@ func (q *Queue) Run(ctx context.Context) error {
 // maxWait is how long the runner sleeps at most: a slow look behind the wake-ups.
 const maxWait = time.Minute
 
-// take gives an entry that is due, marked busy, or how long to wait for the next.
-func (q *Queue) take() (*entry, time.Duration) {
+// mostOfItem is how many attempts are made at once for one item: else one with hundreds of slow next hops would leave no room for others.
+const mostOfItem = 20
+
+// take gives what is due of an entry, to be given to reserve, or how long to wait for the next.
+func (q *Queue) take() (*waiter, time.Duration) {
 	now := q.o.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -70,45 +79,66 @@ func (q *Queue) take() (*entry, time.Duration) {
 	}
 	// By turns from what waits for room and from what has become due: neither holds up the other.
 	q.dueFirst = !q.dueFirst
-	var n *entry
+	var w *waiter
 	wait := maxWait
 	if !q.dueFirst {
-		n = q.admitLocked()
+		w = q.admitLocked()
 	}
-	if n == nil && len(q.due) > 0 {
+	if w == nil && len(q.due) > 0 {
 		if wait = q.due[0].next.Sub(now); wait <= 0 {
-			n = heap.Pop(&q.due).(*entry)
+			n := q.due[0]
+			w = &waiter{n, n.takeDueLocked(now)}
 		}
 	}
-	if n == nil && q.dueFirst {
-		n = q.admitLocked()
+	if w == nil && q.dueFirst {
+		w = q.admitLocked()
 	}
-	if n == nil {
+	if w == nil {
 		return nil, min(wait, maxWait)
 	}
-	n.busy = true
-	q.running++
-	return n, 0
+	q.startLocked(w.n) // no order may come between this and reserve
+	for _, r := range w.recipients {
+		q.unstickLocked(r)
+	}
+	q.scheduleLocked(w.n)
+	return w, 0
 }
 
-// plan groups an entry's open paths by next hop, as the configuration of this moment has it.
-func (q *Queue) plan(n *entry) []*group {
-	if !n.round.IsZero() && !slices.ContainsFunc(n.open, n.isLeft) {
-		n.round = time.Time{}
+// scheduleLocked puts an entry at the time of the first of its recipients that is in the schedule, or takes it out where it has none, or
+// where it is not to be tried for now.
+func (q *Queue) scheduleLocked(n *entry) {
+	next, ok := n.nextFree()
+	if !ok || n.held || n.hold != nil || n.ordered || n.trying >= mostOfItem || q.items[n.id] != n {
+		q.due.remove(n)
+		return
 	}
+	q.due.set(n, next)
+}
+
+// startLocked notes that an attempt is under way for an entry, until endLocked.
+func (q *Queue) startLocked(n *entry) {
+	n.trying++
+	q.running++
+}
+
+// endLocked is startLocked's end.
+func (q *Queue) endLocked(n *entry) {
+	n.trying--
+	q.running--
+	q.idleLocked(n)
+	q.scheduleLocked(n)
+}
+
+// plan groups open paths by next hop, as the configuration of this moment has it.
+func (q *Queue) plan(w *waiter) []*group {
 	var groups []*group
 	byKey := make(map[string]*group, 1)
-	for i := range n.open {
-		r := &n.open[i]
-		if r.unreported {
-			t, _ := q.wayOf(n.via, r.path) // it has its life by that
+	for _, r := range w.recipients {
+		t, refused := q.wayOf(w.n.via, r.path)
+		if r.unreported { // it has its life by that way
 			groups = append(groups, &group{unreported: true, transport: t, recipients: []*recipient{r}})
 			continue
 		}
-		if !n.round.IsZero() && !n.isLeft(*r) {
-			continue
-		}
-		t, refused := q.wayOf(n.via, r.path)
 		if refused != nil {
 			groups = append(groups, &group{refused: refused, recipients: []*recipient{r}})
 			continue
@@ -133,66 +163,52 @@ func groupKey(t config.Transport, p mail.Path) (key, domain string) {
 	return t.Name + " " + strings.Join(t.Hosts, " "), ""
 }
 
-// reserve takes a slot for each group that can be tried now; the others wait for another time (entry.left). Where there is none to be
-// tried the entry waits for room. A next hop that is dead needs no room: what is for it is put off at once.
+// reserve gives the groups that can be tried now, each with a slot; each of the others waits until there is room for it. A next hop that
+// is dead needs no room: what is for it is put off at once. What is more than one item may have at once is due again when one of those has
+// ended.
 func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
 	now := q.o.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n.left = ""
+	q.running-- // what take has added
+	n.trying--
 	for _, g := range groups {
-		switch {
-		case g.key == "":
-			ready = append(ready, g)
-		case q.takeSlotLocked(g, n, now):
-			ready = append(ready, g)
-		case n.left == "":
-			n.left = g.key
+		for _, r := range g.recipients {
+			g.number = max(g.number, r.attempts+1)
 		}
+		switch {
+		case g.key == "" || q.putOffLocked(g, n, now):
+		case n.trying >= mostOfItem:
+			for _, r := range g.recipients {
+				r.busy = false
+			}
+			continue
+		case !q.takeSlotLocked(g, now):
+			q.waitLocked(&waiter{n, g.recipients}, g.key)
+			continue
+		}
+		q.startLocked(n)
+		ready = append(ready, g)
 	}
-	switch {
-	case len(ready) == 0:
-		q.idleLocked(n)
-		q.running--
-		q.waitLocked(n, n.left)
-	case n.left == "":
-		n.round = time.Time{}
-	case n.round.IsZero():
-		n.round = now
-	}
-	for _, g := range ready[min(1, len(ready)):] { // its turn comes behind others, which may be slow
-		q.giveBackLocked(g)
-	}
+	q.idleLocked(n)
+	q.scheduleLocked(n)
 	return ready
 }
 
-// again takes a slot for a group whose turn has come behind others'. Where there is no room any more it waits for another time.
-func (t *trial) again(g *group) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if g.key == "" || g.slot || t.takeSlotLocked(g, t.n, t.o.Now()) {
-		return true
+// putOffLocked says whether a group is put off, since its next hop is dead. At the end of its life it is tried once more.
+func (q *Queue) putOffLocked(g *group, n *entry, now time.Time) bool {
+	if left := q.siteLocked(g.key).left(now); left != nil && now.Sub(n.bornAt()) < q.lifeBy(g.transport) {
+		g.away = left
 	}
-	if t.n.left == "" {
-		t.n.left = g.key
-	}
-	if t.n.round.IsZero() {
-		t.n.round = t.start
-	}
-	return false
+	return g.away != nil
 }
 
-// takeSlotLocked says whether a group can be tried now, or is put off at once. At the end of its life it is tried once more.
-func (q *Queue) takeSlotLocked(g *group, n *entry, now time.Time) bool {
-	s := q.siteLocked(g.key)
-	if g.away = s.left(now); g.away != nil && now.Sub(n.bornAt()) < q.lifeBy(g.transport) {
-		return true
-	}
-	g.away = nil
-	if !q.roomLocked(g.key, q.running) {
+// takeSlotLocked says whether there is room for a group at its next hop; then it has it.
+func (q *Queue) takeSlotLocked(g *group, now time.Time) bool {
+	if !q.roomLocked(g.key) {
 		return false
 	}
-	if s.left(now) == nil && s.out != nil {
+	if s := q.siteLocked(g.key); s.left(now) == nil && s.out != nil {
 		g.looks, s.looking = true, true
 	}
 	g.slot = true
@@ -221,12 +237,11 @@ func (q *Queue) unstickAllLocked(key string, now time.Time) {
 	if s := q.sites[key]; s != nil {
 		s.revive()
 	}
-	q.anyStuck.Add(-int64(len(q.stuck[key])))
-	for n := range q.stuck[key] {
-		n.stuck = ""
-		if n.position >= 0 {
-			q.due.set(n, now)
+	for r, n := range q.stuck[key] {
+		q.unstickLocked(r)
+		if !r.busy {
+			r.next = now
+			q.scheduleLocked(n)
 		}
 	}
-	delete(q.stuck, key)
 }

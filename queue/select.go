@@ -146,7 +146,7 @@ func (m *matcher) matchLocked(n *entry) (match, others bool) {
 		} else {
 			others = m.to != nil
 		}
-		if last := n.last(i); !reason && last != nil {
+		if last := n.open[i].last; !reason && last != nil {
 			reason = m.reason(last.Class, last.reply().String())
 		}
 	}
@@ -158,12 +158,4 @@ func (m *matcher) reason(class, text string) bool {
 		return class == m.class
 	}
 	return strings.Contains(strings.ToLower(text), m.text)
-}
-
-// last is the last outcome of an open forward-path; nil while an attempt may be writing it.
-func (n *entry) last(i int) *outcome {
-	if n.busy && !n.ordered {
-		return nil
-	}
-	return n.open[i].last
 }

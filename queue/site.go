@@ -109,11 +109,11 @@ func (q *Queue) tidySitesLocked() {
 	q.sitesLeft = len(q.sites)
 }
 
-// roomLocked says whether one more attempt may be made at a next hop, with so many running then: it bears one more, and there is enough for
-// others. One that none is made at has room in any case, up to the bound of take: no number of slow ones holds it up.
-func (q *Queue) roomLocked(key string, running int) bool {
+// roomLocked says whether one more attempt may be made at a next hop: it bears one more, and there is enough for others. One that none is
+// made at has room in any case, up to the bound of take: no number of slow ones holds it up.
+func (q *Queue) roomLocked(key string) bool {
 	used := q.slots[key]
-	return used == 0 || running <= q.o.Concurrency && used < q.siteLocked(key).window
+	return q.running < 2*q.o.Concurrency && (used == 0 || q.running < q.o.Concurrency && used < q.siteLocked(key).window)
 }
 
 // feedback notes what an attempt says about its next hop, and gives its slot back.
@@ -168,16 +168,16 @@ func (q *Queue) giveBackLocked(g *group) {
 	}
 }
 
-// waitLocked has an entry wait until there is room for its next hop.
-func (q *Queue) waitLocked(n *entry, key string) {
+// waitLocked has recipients wait until there is room for their next hop.
+func (q *Queue) waitLocked(w *waiter, key string) {
 	if _, there := q.inRing[key]; !there {
 		q.ring, q.inRing[key] = append(q.ring, key), struct{}{}
 	}
-	q.waiting[key] = append(q.waiting[key], n)
+	q.waiting[key] = append(q.waiting[key], w)
 }
 
-// admitLocked gives the next entry of those that wait and may be tried now; next hops take turns.
-func (q *Queue) admitLocked() *entry {
+// admitLocked gives the next of those that wait and may be tried now; next hops take turns.
+func (q *Queue) admitLocked() *waiter {
 	for range q.ring {
 		key := q.ring[0]
 		q.ring = q.ring[1:]
@@ -187,11 +187,11 @@ func (q *Queue) admitLocked() *entry {
 			delete(q.inRing, key)
 			continue
 		}
-		if !q.roomLocked(key, q.running+1) {
+		if !q.roomLocked(key) {
 			q.ring = append(q.ring, key)
 			continue
 		}
-		n := list[0]
+		w := list[0]
 		list[0] = nil
 		if list = list[1:]; len(list) == 0 {
 			delete(q.waiting, key)
@@ -200,7 +200,7 @@ func (q *Queue) admitLocked() *entry {
 			q.waiting[key] = list
 			q.ring = append(q.ring, key)
 		}
-		return n
+		return w
 	}
 	return nil
 }

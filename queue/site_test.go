@@ -120,8 +120,7 @@ func TestTheDeadOfMyriadsOfHopsAreForgotten(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	stuck := &entry{id: "x", position: -1}
-	q.stickLocked(stuck, "key 7")
+	q.stickLocked(&entry{id: "x", position: -1}, &recipient{}, "key 7")
 	for i := range 3 * manySites {
 		for range firstWindow {
 			q.siteLocked(fmt.Sprintf("key %d", i)).failed(errRefused, time.Now())
@@ -216,7 +215,7 @@ func TestManyItemsForOneHopHoldUpNobodyElse(t *testing.T) {
 		q.mu.Lock() // in the schedule without the disk, which is not what is tested
 		now := time.Now()
 		for i := range many {
-			n := &entry{id: fmt.Sprintf("big%d", i), position: -1, open: []recipient{{path: path("x@big.test")}}, created: now}
+			n := &entry{id: fmt.Sprintf("big%d", i), position: -1, open: []*recipient{{path: path("x@big.test")}}, created: now}
 			q.items[n.id] = n
 			q.due.set(n, now.Add(-time.Hour)) // long before the others
 		}
@@ -242,8 +241,8 @@ func (q *testQueue) runWithout(ctx context.Context, prefix string) {
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
 	for ctx.Err() == nil {
-		n, wait := q.take()
-		if n == nil {
+		w, wait := q.take()
+		if w == nil {
 			timer := time.NewTimer(wait)
 			select {
 			case <-ctx.Done():
@@ -253,18 +252,21 @@ func (q *testQueue) runWithout(ctx context.Context, prefix string) {
 			timer.Stop()
 			continue
 		}
-		groups := q.reserve(n, q.plan(n))
+		groups := q.reserve(w.n, q.plan(w))
 		if len(groups) == 0 {
 			continue
 		}
 		attempts.Go(func() {
-			if !strings.HasPrefix(n.id, prefix) {
-				q.try(ctx, n, groups)
-			} else {
-				t := &trial{Queue: q.Queue, n: n, groups: groups, fates: map[int]fate{}}
-				_, _ = t.bring(ctx, groups[0], relay.Attempt{Transport: groups[0].transport})
-				t.giveBack(true)
+			if !strings.HasPrefix(w.n.id, prefix) {
+				q.try(ctx, w.n, groups)
+				return
 			}
+			t := &trial{Queue: q.Queue, n: w.n, groups: groups, fates: map[int]fate{}}
+			_, _ = t.bring(ctx, groups[0], relay.Attempt{Transport: groups[0].transport})
+			q.mu.Lock()
+			delete(q.items, w.n.id)
+			q.mu.Unlock()
+			t.giveBack(groups...)
 			q.poke()
 		})
 	}
@@ -277,15 +279,15 @@ func TestWhatWaitsAndWhatHasBecomeDueTakeTurns(t *testing.T) {
 	}
 	q.mu.Lock()
 	for i := range 6 {
-		q.waitLocked(&entry{id: fmt.Sprintf("waits %d", i), position: -1}, fmt.Sprintf("key %d", i%2))
+		q.waitLocked(&waiter{n: &entry{id: fmt.Sprintf("waits %d", i), position: -1}}, fmt.Sprintf("key %d", i%2))
 	}
 	q.mu.Unlock()
 	var waited []string
 	due := 0
 	for range 8 {
-		n, _ := q.take()
-		if n.open == nil {
-			waited = append(waited, n.id)
+		w, _ := q.take()
+		if w.recipients == nil {
+			waited = append(waited, w.n.id)
 		} else {
 			due++
 		}
@@ -304,12 +306,12 @@ func TestTheNextHopsOfWhatWaitsTakeTurns(t *testing.T) {
 		if i >= 6 {
 			key = fmt.Sprintf("few %d", i)
 		}
-		q.waitLocked(&entry{id: fmt.Sprint(i), position: -1}, key)
+		q.waitLocked(&waiter{n: &entry{id: fmt.Sprint(i), position: -1}}, key)
 	}
 	q.slots["few 7"] = firstWindow // no room
 	var got []string
-	for n := q.admitLocked(); n != nil; n = q.admitLocked() {
-		got = append(got, n.id)
+	for w := q.admitLocked(); w != nil; w = q.admitLocked() {
+		got = append(got, w.n.id)
 	}
 	if strings.Join(got, " ") != "0 6 8 1 2 3 4 5" {
 		t.Errorf("got %v", got)
@@ -330,11 +332,11 @@ func TestALookThatIsNotMadeIsAnothers(t *testing.T) {
 	at = at.Add(deadFirst)
 	n := &entry{created: at}
 	first, second, third := &group{key: "key"}, &group{key: "key"}, &group{key: "key"}
-	if !q.takeSlotLocked(first, n, at) || !first.looks || !q.takeSlotLocked(second, n, at) || second.away == nil {
+	if q.putOffLocked(first, n, at) || !q.takeSlotLocked(first, at) || !first.looks || !q.putOffLocked(second, n, at) {
 		t.Fatalf("%+v, %+v", first, second)
 	}
 	q.giveBackLocked(first) // such as for an item that cannot be read
-	if !q.takeSlotLocked(third, n, at) || !third.looks {
+	if q.putOffLocked(third, n, at) || !q.takeSlotLocked(third, at) || !third.looks {
 		t.Errorf("%+v", third)
 	}
 }
@@ -394,7 +396,7 @@ func TestARecipientWaitsForNoOthersHop(t *testing.T) {
 	waitFor(t, "the other hop's recipient has it", func() bool { return q.Stats().Sent == 1 })
 	waitFor(t, "it waits for the slow hop", func() bool {
 		i := q.List()
-		return len(i) == 2 && !i[1].Busy && len(i[1].ForwardPaths) == 2 && i[1].Attempts == 0
+		return len(i) == 2 && !i[1].Busy && len(i[1].ForwardPaths) == 2 && i[1].Attempts == 1
 	})
 	open()
 	waitFor(t, "the slow hop's has it", func() bool { return q.Stats().Sent == 3 })
@@ -604,7 +606,7 @@ func TestASlowHopTakesNoRoomAtAnother(t *testing.T) {
 	q.run(t)
 	open := sync.OnceFunc(func() { close(proceed) })
 	t.Cleanup(open) // before the queue's own
-	waitFor(t, "the slow hop has its fill", func() bool { return len(q.hop.attempts()) == firstWindow })
+	waitFor(t, "the slow hop has its fill", func() bool { return q.Stats().Sent == firstWindow && len(q.hop.attempts()) == 2*firstWindow })
 	id := q.mustPut(t, false, draft("from@a.test", "other@big.test"))[0]
 	waitFor(t, "the other has gone", func() bool { q.mu.Lock(); defer q.mu.Unlock(); return q.items[id] == nil })
 	open()

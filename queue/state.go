@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"strings"
 	"time"
 
@@ -61,6 +62,8 @@ func (o *outcome) reply() *mail.Reply {
 type state struct {
 	Attempts int       `json:"attempts"`
 	Next     time.Time `json:"next"`
+	// Turns are of those that are open, where they differ from Attempts and Next.
+	Turns map[int]turn `json:"turns,omitempty"`
 	// Done counts forward-paths, from 0, that are delivered or reported.
 	Done []int `json:"done,omitempty"`
 	// Last has the last outcome of those that are open.
@@ -75,6 +78,29 @@ type state struct {
 	Unreported []int `json:"unreported,omitempty"`
 	// DelayTold are open ones whose sender was told that they are late.
 	DelayTold []int `json:"delay_told,omitempty"`
+}
+
+// A turn is one forward-path's own place in the schedule.
+type turn struct {
+	Attempts int       `json:"attempts"`
+	Next     time.Time `json:"next"`
+}
+
+func (s *state) turn(i int) turn {
+	if own, ok := s.Turns[i]; ok {
+		return own
+	}
+	return turn{s.Attempts, s.Next}
+}
+
+// dueAt gives the state with all that is open to be tried at a time, also what was refused for good and not yet told.
+func (s *state) dueAt(next time.Time) state {
+	due := *s
+	due.Next, due.Unreported, due.Turns = next, nil, maps.Clone(s.Turns)
+	for i, own := range due.Turns {
+		due.Turns[i] = turn{own.Attempts, next}
+	}
+	return due
 }
 
 // classRoute is the class of what our own configuration refuses.
