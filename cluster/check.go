@@ -12,6 +12,8 @@ import (
 // Waiting is the mail that waits on this node.
 type Waiting struct {
 	Items int
+	// Kept counts those of Items that were refused, while their sender may not be told, and that wait for an operator.
+	Kept int
 	// Oldest is how long the oldest has waited, by this host's clock.
 	Oldest time.Duration
 }
@@ -25,6 +27,7 @@ func (o *Operator) Waiting(ctx context.Context) (Waiting, error) {
 	defer cancel()
 	var summary struct {
 		Total  int       `json:"total"`
+		Kept   int       `json:"kept"`
 		Oldest time.Time `json:"oldest"`
 	}
 	err := getJSON(ctx, o.Local.ControlSocket(), "/queue/summary", maxSummaryBytes, &summary)
@@ -34,7 +37,7 @@ func (o *Operator) Waiting(ctx context.Context) (Waiting, error) {
 	case err != nil:
 		return Waiting{}, fmt.Errorf("read queue: %w", err)
 	}
-	w := Waiting{Items: summary.Total}
+	w := Waiting{Items: summary.Total, Kept: summary.Kept}
 	if !summary.Oldest.IsZero() {
 		w.Oldest = max(0, time.Since(summary.Oldest))
 	}

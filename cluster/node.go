@@ -33,6 +33,8 @@ type Options struct {
 	Starting func() bool
 	// Draining says how the node takes no mail by an operator's wish; nil while it does. May be nil.
 	Draining func() *Draining
+	// Kept counts the items of the queue that are kept; may be nil.
+	Kept func() int
 	// CheckPassword asks whether a password, which came from that address, is root's on this host: ErrWrongPassword, or why it cannot
 	// be said. Nil: it cannot.
 	CheckPassword func(ctx context.Context, from, password string) error

@@ -44,6 +44,8 @@ type NodeStatus struct {
 	Journal int `json:"journal"`
 	// Draining is set while the node takes no mail by an operator's wish.
 	Draining *Draining `json:"draining,omitempty"`
+	// Kept counts queued items that were refused, while their sender may not be told, and that wait for an operator until their life is over.
+	Kept int `json:"kept,omitempty"`
 	// Database says whether PostgreSQL answers; if not, Position is the last known.
 	Database bool `json:"database"`
 	// Starting says that the daemon is making its database ready for the first time since it started, and that none of that has failed.
@@ -139,6 +141,9 @@ func (n *Node) Self(ctx context.Context, verify bool) NodeStatus {
 	}
 	if n.o.Draining != nil {
 		s.Draining = n.o.Draining()
+	}
+	if n.o.Kept != nil {
+		s.Kept = n.o.Kept()
 	}
 	s.Certificate = n.o.Tunnel.Certificate()
 	s.Peers, s.TunnelOff = n.peerStatus(), n.o.Tunnel.Off()

@@ -113,6 +113,7 @@ type Hop struct {
 type Summary struct {
 	Counted
 	OnHold int       `json:"on_hold"`
+	Kept   int       `json:"kept"` // as Item.Kept, and not on hold
 	Oldest time.Time `json:"oldest,omitzero"`
 	Hops   []Hop     `json:"hops"`
 }
@@ -145,8 +146,11 @@ func (q *Queue) Summary(s Selection) (Summary, error) {
 			if out.Bytes += n.size; others {
 				out.Others++
 			}
-			if n.hold != nil {
+			switch {
+			case n.hold != nil:
 				out.OnHold++
+			case n.kept():
+				out.Kept++
 			}
 			seen = seen[:0]
 			for i := range n.open {

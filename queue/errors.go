@@ -17,8 +17,10 @@ var (
 	ErrNoSuch = errors.New("no such item in the queue")
 	// ErrBusy: the item is being tried just now.
 	ErrBusy = errors.New("item is being tried just now")
-	// ErrHeld: the item is not accepted yet: its client waits for an answer.
-	ErrHeld = errors.New("its client has no answer yet")
+	// ErrComing: that node has an order about the item under way, such as one that brings it there: it will be there, or will not.
+	ErrComing = errors.New("another order about it is under way at that node just now")
+	// ErrUnanswered: the item is not accepted yet: its client waits for an answer.
+	ErrUnanswered = errors.New("its client has no answer yet")
 	// ErrOnHold: an operator has the item wait.
 	ErrOnHold = errors.New("item is on hold")
 	// ErrOther: another item has this ID.

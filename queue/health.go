@@ -108,22 +108,22 @@ func (q *Queue) Free() (int64, error) {
 
 // Stats are numbers for metrics. The first group is of this moment, the second counts from the daemon's start.
 type Stats struct {
-	Items    int       `json:"items"`     // without held ones
-	Held     int       `json:"undecided"` // whose client has no answer yet
-	OnHold   int       `json:"on_hold"`   // of Items, by an operator's order
-	Kept     int       `json:"kept"`      // of Items, as Item.Kept, and not on hold
-	Busy     int       `json:"busy"`
-	Bytes    int64     `json:"bytes"`
-	Damaged  int       `json:"damaged"`
-	Oldest   time.Time `json:"oldest,omitzero"`
-	Attempts uint64    `json:"attempts"`   // made for one next hop
-	Sent     uint64    `json:"sent"`       // forward-paths delivered
-	Failed   uint64    `json:"failed"`     // forward-paths refused for good
-	Expired  uint64    `json:"expired"`    // forward-paths given up at the end of an item's life
-	DSNs     uint64    `json:"dsns"`       // DSNs spooled
-	Untold   uint64    `json:"untold"`     // forward-paths given up without a DSN
-	Cut      uint64    `json:"cut"`        // attempts that a killed daemon left, found at start
-	Unsure   uint64    `json:"unanswered"` // attempts whose final dot was not answered
+	Items      int       `json:"items"`      // without unanswered ones
+	Unanswered int       `json:"unanswered"` // whose client has no answer yet
+	OnHold     int       `json:"on_hold"`    // of Items, by an operator's order
+	Kept       int       `json:"kept"`       // of Items, as Item.Kept, and not on hold
+	Busy       int       `json:"busy"`
+	Bytes      int64     `json:"bytes"`
+	Damaged    int       `json:"damaged"`
+	Oldest     time.Time `json:"oldest,omitzero"`
+	Attempts   uint64    `json:"attempts"`            // made for one next hop
+	Sent       uint64    `json:"sent"`                // forward-paths delivered
+	Failed     uint64    `json:"failed"`              // forward-paths refused for good
+	Expired    uint64    `json:"expired"`             // forward-paths given up at the end of an item's life
+	DSNs       uint64    `json:"dsns"`                // DSNs spooled
+	Untold     uint64    `json:"untold"`              // forward-paths given up without a DSN
+	Cut        uint64    `json:"cut"`                 // attempts that a killed daemon left, found at start
+	Unsure     uint64    `json:"unanswered_attempts"` // attempts whose final dot was not answered
 }
 
 // Stats gives the numbers of this moment.
@@ -134,7 +134,7 @@ func (q *Queue) Stats() Stats {
 	s.Damaged = q.spool.Damaged()
 	for _, n := range q.items {
 		if n.held {
-			s.Held++
+			s.Unanswered++
 			continue
 		}
 		s.Items++

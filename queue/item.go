@@ -34,8 +34,8 @@ type Item struct {
 	Class string `json:"class,omitempty"`
 	// Via is the transport that an operator has ordered instead of the usual one.
 	Via string `json:"via,omitempty"`
-	// Held is set while its client waits for an answer. An operator's order is OnHold.
-	Held bool `json:"undecided,omitempty"`
+	// Unanswered is set while its client waits for an answer. An operator's order is OnHold.
+	Unanswered bool `json:"unanswered,omitempty"`
 	// OnHold is set while an operator has it wait.
 	OnHold *Hold `json:"on_hold,omitempty"`
 	// Kept is set where all its recipients were refused for good and its sender may not be told, since they were never verified: it is
@@ -172,7 +172,7 @@ func (n *entry) view() Item {
 	return Item{
 		ID: n.id, Size: n.size, ReversePath: n.reverse, ForwardPaths: paths, Created: n.created, Next: n.first(),
 		Attempts: n.attempts, LastReply: n.lastReply, Transport: n.transport, Client: n.client, Session: n.session,
-		Class: n.class, Via: n.via, Held: n.held, OnHold: n.hold, Kept: n.kept(), Busy: n.trying > 0,
+		Class: n.class, Via: n.via, Unanswered: n.held, OnHold: n.hold, Kept: n.kept(), Busy: n.trying > 0,
 	}
 }
 

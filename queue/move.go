@@ -21,6 +21,8 @@ type Moved struct {
 	Size     int64           `json:"size"` // of the content, in octets
 	Envelope mail.Envelope   `json:"envelope"`
 	State    json.RawMessage `json:"state"`
+	// Order names the order, as an item's ID does an item; with its first item next hops that seem dead are tried again.
+	Order string `json:"order,omitempty"`
 }
 
 // movesAtOnce is how many items are on their way to another node together.
@@ -28,10 +30,10 @@ const movesAtOnce = 16
 
 // Move carries out an order to give items to another node, as Do does. send gives one, and returns nil once it is durable there; an error
 // that wraps ErrRefused says that it is not there. On any other the item may be there, too: the log names it (move.unsure), as it does
-// at the next start one that was on its way when the daemon was killed (move.cut), and the order ends. It is removed here only when it
-// is durable there.
+// at the next start one that was on its way when the daemon was killed (move.cut), and the order ends, but with ErrComing. It is removed
+// here only when it is durable there.
 func (q *Queue) Move(ctx context.Context, o Order, send func(context.Context, *Moved, mail.Content) error, said func(id string, err error) error) error {
-	r := &orderRun{Queue: q, o: o, said: said}
+	r := &orderRun{Queue: q, o: o, said: said, id: mail.NewID(q.o.Now())}
 	return r.run(ctx, func(ctx context.Context, claimed []*entry) error {
 		errs := make([]error, len(claimed))
 		parallel(len(claimed), movesAtOnce, func(i int) { errs[i] = r.move(ctx, claimed[i], send) })
@@ -78,14 +80,19 @@ func (r *orderRun) move(ctx context.Context, n *entry, send func(context.Context
 		r.health.note(r.Queue.o.Now(), r.log, err)
 		return err
 	}
-	err = send(ctx, &Moved{ID: n.id, Size: n.size, Envelope: *m.Envelope, State: state}, m.Content)
+	err = send(ctx, &Moved{ID: n.id, Size: n.size, Envelope: *m.Envelope, State: state, Order: r.id}, m.Content)
 	if err == nil {
 		return r.remove(n, "moved")
 	}
 	if !errors.Is(err, ErrRefused) {
-		r.lost.CompareAndSwap(nil, &err)
+		if !errors.Is(err, ErrComing) {
+			r.lost.CompareAndSwap(nil, &err)
+		}
 		r.log.Warn().Str("item", n.id).Int("to", int(r.o.To)).AnErr("err", err).Msg("move.unsure")
-		unsure := fmt.Errorf("it may be there, too: %w", err)
+		unsure := err
+		if !errors.Is(err, ErrComing) { // which says so itself
+			unsure = fmt.Errorf("it may be there, too: %w", err)
+		}
 		r.health.note(r.Queue.o.Now(), r.log, r.saveState(n.id, before, false)) // else the next start says it again
 		return unsure
 	}
@@ -100,7 +107,7 @@ const maxMoved = 4 << 30
 const inMemory = 256 << 10
 
 // Receive takes an item from another node, whose content r gives, and returns when it is durable here. Where it is here already that is
-// all. The error is ErrOther, ErrBusy while the same item is on its way in, or an order has it, a *mail.Reply as Put's, or says what is
+// all. The error is ErrOther, ErrComing while the same item is on its way in, a *mail.Reply as Put's, or says what is
 // wrong with the item.
 func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 	s, err := m.check()
@@ -118,7 +125,7 @@ func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 	q.mu.Unlock()
 	switch {
 	case coming, ordered: // what is on its way out is not here for long: it may be on its way to that very node
-		return ErrBusy
+		return ErrComing
 	case same:
 		return nil
 	case n != nil:
@@ -141,6 +148,9 @@ func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 	if err := q.keep(m, content, n); err != nil {
 		return refusal(err)
 	}
+	if q.isNewOrder(m.Order) {
+		q.forgetTheDead()
+	}
 	q.mu.Lock()
 	q.items[n.id] = n
 	q.scheduleLocked(n)
@@ -149,6 +159,15 @@ func (q *Queue) Receive(from config.CID, m *Moved, r io.Reader) error {
 		Array("forward_path", pathArray(m.Envelope.ForwardPaths)).Int64("bytes", n.size).Int("from", int(from)).Msg("item.received")
 	q.poke()
 	return nil
+}
+
+// isNewOrder says whether an order is another than that of the item before.
+func (q *Queue) isNewOrder(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	before := q.lastOrder
+	q.lastOrder = id
+	return id != before
 }
 
 // keep makes an item durable, both its message and its state or neither: until the state is there the message is not accepted.
@@ -171,6 +190,9 @@ func (q *Queue) keep(m *Moved, content mail.Content, n *entry) error {
 func (m *Moved) check() (*state, error) {
 	if !mail.IsID(m.ID) { // it becomes a file's name
 		return nil, fmt.Errorf("bad item: ID %q", m.ID)
+	}
+	if m.Order != "" && !mail.IsID(m.Order) {
+		return nil, fmt.Errorf("bad item: order %q", m.Order)
 	}
 	count := len(m.Envelope.ForwardPaths)
 	if count == 0 || m.Size < 0 || m.Size > maxMoved || m.Envelope.ReceivedAt.IsZero() {

@@ -32,7 +32,9 @@ func over(to *Queue) func(context.Context, *Moved, mail.Content) error {
 		if err := json.Unmarshal(b, &there); err != nil {
 			return err
 		}
-		if err := to.Receive(1, &there, io.NewSectionReader(c, 0, c.Size())); err != nil {
+		if err := to.Receive(1, &there, io.NewSectionReader(c, 0, c.Size())); errors.Is(err, ErrComing) {
+			return err
+		} else if err != nil {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
 		}
 		return nil
@@ -140,7 +142,7 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	first := make(chan error)
 	go func() { first <- there.Receive(1, m, r) }()
 	_, _ = io.WriteString(w, "x\r")
-	if err := there.Receive(1, m, strings.NewReader("x\r\n")); !errors.Is(err, ErrBusy) {
+	if err := there.Receive(1, m, strings.NewReader("x\r\n")); !errors.Is(err, ErrComing) {
 		t.Errorf("while it is on its way: %v", err)
 	}
 	_, _ = io.WriteString(w, "\n")
@@ -149,6 +151,17 @@ func TestAnItemStaysUntilTheOtherNodeHasIt(t *testing.T) {
 	}
 	if err := there.Receive(1, m, strings.NewReader("")); err != nil {
 		t.Errorf("when it is there: %v", err)
+	}
+	// One that an earlier order is bringing there just now may come to be there: it stays, named, and the others go on.
+	both := q.mustPut(t, false, draft("from@a.test", "x@b.test"), draft("from@a.test", "x@b.test"))
+	there.coming[both[0]] = struct{}{}
+	said = q.move(t, ids(both...), over(there.Queue))
+	if said[both[0]] != ErrComing || said[both[1]] != nil || len(q.List()) != 1 || !strings.Contains(q.log.String(), `"item":"`+both[0]+`","to":2,"err":"another order`) {
+		t.Errorf("%v, %s", said, q.log)
+	}
+	delete(there.coming, both[0])
+	if err := q.Delete(both[0]); err != nil {
+		t.Fatal(err)
 	}
 	// What the disk does not take is refused, and stays.
 	full := openTest(t, t.TempDir(), func(o *Options) { o.MinFree = 1 << 60 })
@@ -168,7 +181,7 @@ func TestAnItemThatIsGivenBackAtOnceIsNotLost(t *testing.T) {
 		back = there.move(t, ids(id), over(here.Queue)) // the answer is still on its way
 		return err
 	})
-	if said[id] != nil || !errors.Is(back[id], ErrBusy) || len(here.List()) != 0 || len(there.List()) != 1 {
+	if said[id] != nil || !errors.Is(back[id], ErrComing) || len(here.List()) != 0 || len(there.List()) != 1 {
 		t.Errorf("%v, and back %v: %d here, %d there", said, back, len(here.List()), len(there.List()))
 	}
 	if said := there.move(t, ids(id), over(here.Queue)); said[id] != nil || len(here.List()) != 1 {
@@ -225,6 +238,7 @@ func TestWhatAnotherNodeGivesIsChecked(t *testing.T) {
 		"no time":                       func(m *Moved) { m.Envelope.ReceivedAt = time.Time{} },
 		"an address with a line end":    func(m *Moved) { m.Envelope.ForwardPaths[0].Local = "a\r\nb" },
 		"parameters of too few":         func(m *Moved) { m.Envelope.Params = make([]mail.RcptParams, 1) },
+		"an order without a name":       func(m *Moved) { m.Order = "x y" },
 		"no state's JSON":               func(m *Moved) { m.State = json.RawMessage(`[]`) },
 		"a forward-path that is not":    func(m *Moved) { m.State = json.RawMessage(`{"done":[2]}`) },
 		"all forward-paths closed":      func(m *Moved) { m.State = json.RawMessage(`{"done":[0,1]}`) },

@@ -58,17 +58,14 @@ const busyPatience = 2 * time.Second
 const atOnce = 128
 
 // Do carries out an order, and calls said, one call at a time, for each item that is meant, with nil where it is done, else with ErrBusy,
-// ErrHeld, ErrOnHold (a retry of what is on hold), ErrNoSuch (of an ID) or the disk's error. What is so already is done where its ID was
+// ErrUnanswered, ErrOnHold (a retry of what is on hold), ErrNoSuch (of an ID) or the disk's error. What is so already is done where its ID was
 // given, and else not meant. The order ends early with ctx, or the error of said. The error may wrap ErrSelection or ErrNoTransport.
 func (q *Queue) Do(ctx context.Context, o Order, said func(id string, err error) error) error {
 	if err := q.CanDo(o); err != nil {
 		return err
 	}
-	if o.Deed == Retry { // somebody knows better than a memory of a while ago
-		if q.o.Relay != nil {
-			q.o.Relay.Forget()
-		}
-		q.reviveAll()
+	if o.Deed == Retry || o.Deed == Free || o.Deed == Reroute {
+		q.forgetTheDead()
 	}
 	r := &orderRun{Queue: q, o: o, said: said}
 	return r.run(ctx, r.carryOut)
@@ -108,6 +105,7 @@ type orderRun struct {
 	o             Order
 	said          func(id string, err error) error
 	done, refused int
+	id            string                // of a Move
 	lost          atomic.Pointer[error] // why the node that items are moved to is lost
 }
 
@@ -206,7 +204,7 @@ func (r *orderRun) claim(entries []*entry, m *matcher, named bool) (claimed, bus
 		case r.items[n.id] != n || !match:
 		case n.held:
 			if named {
-				answers[n.id] = ErrHeld
+				answers[n.id] = ErrUnanswered
 			}
 		case r.isSoLocked(n):
 			if named {
@@ -403,7 +401,7 @@ func (q *Queue) Flush() (count int) {
 	return count
 }
 
-// Delete removes an item for good, without a DSN. The error is ErrNoSuch, ErrBusy while it is being tried, ErrHeld, or the disk's.
+// Delete removes an item for good, without a DSN. The error is ErrNoSuch, ErrBusy while it is being tried, ErrUnanswered, or the disk's.
 func (q *Queue) Delete(id string) (err error) {
 	return errors.Join(q.Do(context.Background(), Order{Deed: Delete, Selection: Selection{IDs: []string{id}}}, func(_ string, e error) error {
 		err = e

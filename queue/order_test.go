@@ -199,7 +199,7 @@ func TestSelections(t *testing.T) {
 	q.order(t, Order{Deed: PutOnHold, Selection: ids(fresh)})
 	stop := q.run(t)
 	waitFor(t, "all were tried", func() bool {
-		return !slices.ContainsFunc(q.List(), func(i Item) bool { return !i.Held && i.OnHold == nil && (i.Attempts == 0 || i.Busy) })
+		return !slices.ContainsFunc(q.List(), func(i Item) bool { return !i.Unanswered && i.OnHold == nil && (i.Attempts == 0 || i.Busy) })
 	})
 	stop()
 	for _, c := range []struct {
@@ -245,7 +245,7 @@ func TestSelections(t *testing.T) {
 			t.Errorf("%+v: %v", s, err)
 		}
 	}
-	if said := q.order(t, Order{Deed: Delete, Selection: ids(unanswered)}); !errors.Is(said[unanswered], ErrHeld) {
+	if said := q.order(t, Order{Deed: Delete, Selection: ids(unanswered)}); !errors.Is(said[unanswered], ErrUnanswered) {
 		t.Errorf("said %v", said)
 	}
 	if said := q.order(t, Order{Deed: Delete, Selection: Selection{From: "a.test"}}); len(said) != 2 {

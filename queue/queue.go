@@ -80,6 +80,7 @@ type Queue struct {
 	inRing    map[string]struct{}              // those in ring
 	stuck     map[string]map[*recipient]*entry // whose last attempt found that next hop (group.key) out of reach
 	counts    Stats
+	lastOrder string              // of the newest item that another node gave us
 	coming    map[string]struct{} // IDs of items that another node is giving us
 	idle      chan struct{}       // closed when an item is not busy any more; nil where nobody waits for that
 }
@@ -196,7 +197,7 @@ func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64
 	for i, id := range ids {
 		e := &drafts[i].Envelope
 		q.log.Info().Str("session", e.Session).Str("item", id).Stringer("reverse_path", e.ReversePath).
-			Array("forward_path", pathArray(e.ForwardPaths)).Int64("bytes", drafts[i].Content.Size()).Bool("held", held).
+			Array("forward_path", pathArray(e.ForwardPaths)).Int64("bytes", drafts[i].Content.Size()).Bool("unanswered", held).
 			Msg("mail.queued")
 	}
 	if !held {

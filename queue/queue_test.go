@@ -40,7 +40,7 @@ func TestItemsAreThereAfterRestartAndHeldOnesAreNot(t *testing.T) {
 	q := openTest(t, dir, nil)
 	ids := q.mustPut(t, false, draft("from@a.test", "x@b.test"), draft("", "y@c.test"))
 	held := q.mustPut(t, true, draft("from@a.test", "z@b.test"))
-	if err := q.Delete(held[0]); !errors.Is(err, ErrHeld) {
+	if err := q.Delete(held[0]); !errors.Is(err, ErrUnanswered) {
 		t.Errorf("Delete of a held item: %v", err)
 	}
 	released := q.mustPut(t, true, draft("from@a.test", "r@b.test"))

@@ -465,14 +465,20 @@ func TestWhatIsOnlyKeptWaitsForTheEndOfItsLife(t *testing.T) {
 	inBubble(t, func(t *testing.T, q *testQueue) {
 		d := draft("from@a.test")
 		d.Envelope.Add(path("no@b.test"), mail.RcptParams{Unverified: true})
-		q.mustPut(t, false, d)
+		id := q.mustPut(t, false, d)[0]
 		synctest.Wait()
 		if l := q.List(); len(l) != 1 || !l[0].Next.Equal(l[0].Created.Add(defaultLife)) || l[0].LastReply != "550 5.1.1 no such user" || !l[0].Kept {
 			t.Errorf("queue %+v", l)
 		}
-		if s := q.Stats(); s.Kept != 1 {
-			t.Errorf("%+v", s)
+		q.mustPut(t, false, draft("from@a.test", "later@c.test"))
+		synctest.Wait()
+		if got, s := q.selected(t, Selection{Kept: true}), q.Stats(); s.Kept != 1 || len(got) != 1 || got[0] != id || !(Selection{Kept: true}).Bounded() {
+			t.Errorf("%+v, kept: %v", s, got)
 		}
+		if s, err := q.Summary(Selection{}); err != nil || s.Matched != 2 || s.Kept != 1 {
+			t.Errorf("%+v, %v", s, err)
+		}
+		q.order(t, Order{Deed: Delete, Selection: Selection{To: "c.test"}})
 		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
 			if l := q.List(); len(l) != 1 || l[0].Kept {
 				t.Errorf("while it is tried again: queue %+v", l)

@@ -29,6 +29,8 @@ type Selection struct {
 	Reason string `json:"reason,omitempty"`
 	// OnHold means only those on hold.
 	OnHold bool `json:"on_hold,omitempty"`
+	// Kept means only those that Item.Kept is set for.
+	Kept bool `json:"kept,omitempty"`
 }
 
 // Classes are the reason classes that Selection.Reason knows.
@@ -47,7 +49,7 @@ func (s Selection) Check() error {
 
 // Bounded says whether anything but all is meant.
 func (s Selection) Bounded() bool {
-	return len(s.IDs) > 0 || s.From != "" || s.To != "" || s.Older != 0 || s.Reason != "" || s.OnHold
+	return len(s.IDs) > 0 || s.From != "" || s.To != "" || s.Older != 0 || s.Reason != "" || s.OnHold || s.Kept
 }
 
 // A matcher is a Selection made ready.
@@ -57,6 +59,7 @@ type matcher struct {
 	class    string
 	text     string
 	onHold   bool
+	kept     bool
 }
 
 // A pathMatcher is an address, or a domain where it has no local part.
@@ -86,7 +89,7 @@ func (s Selection) matcher(now time.Time) (m matcher, err error) {
 	} else {
 		m.text = strings.ToLower(s.Reason)
 	}
-	m.onHold = s.OnHold
+	m.onHold, m.kept = s.OnHold, s.Kept
 	return m, nil
 }
 
@@ -135,7 +138,7 @@ func (m *pathMatcher) matches(p mail.Path) bool {
 
 // matchLocked says whether an entry is meant, and whether it goes to others, too, than those that To means.
 func (m *matcher) matchLocked(n *entry) (match, others bool) {
-	if !m.from.matches(n.reverse) || m.onHold && n.hold == nil || !m.before.IsZero() && n.created.After(m.before) {
+	if !m.from.matches(n.reverse) || m.onHold && n.hold == nil || m.kept && !n.kept() || !m.before.IsZero() && n.created.After(m.before) {
 		return false, false
 	}
 	reason := m.class == "" && m.text == "" || m.reason(n.class, n.lastReply)

@@ -134,8 +134,11 @@ func (q *Queue) feedback(g *group, results []relay.Result, err error) {
 	q.giveBackLocked(g)
 }
 
-// reviveAll lets every next hop that is dead be tried again.
-func (q *Queue) reviveAll() {
+// forgetTheDead lets every next hop that is dead be tried again: an operator knows better than a memory of a while ago.
+func (q *Queue) forgetTheDead() {
+	if q.o.Relay != nil {
+		q.o.Relay.Forget()
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.sites {

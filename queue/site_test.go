@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -198,7 +199,7 @@ func TestAHopThatBearsOneAtATimeIsAskedForLittleMore(t *testing.T) {
 
 // One destination has very many items, and is slow; small ones come behind it.
 func TestManyItemsForOneHopHoldUpNobodyElse(t *testing.T) {
-	const many, small = 20_000, 200
+	const many, small = 100_000, 200
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		q := openTest(t, dir, nil)
@@ -491,6 +492,48 @@ func TestAnOperatorsRetryTriesADeadHop(t *testing.T) {
 	q.hop.set(answers)
 	q.Flush()
 	waitFor(t, "the queue is empty", func() bool { return len(q.List()) == 0 })
+}
+
+// What an operator orders is tried at once, also where its next hop is taken for dead; at another node, too.
+func TestAnOrderTriesADeadHop(t *testing.T) {
+	dir := t.TempDir()
+	for _, deed := range []Deed{Retry, Free, Reroute, Move} {
+		synctest.Test(t, func(t *testing.T) {
+			options := func(o *Options) {
+				o.Transport = func(name string) (config.Transport, bool) {
+					return config.Transport{Name: name, Hosts: []string{"b.test:25"}}, true
+				}
+			}
+			q, from := openTest(t, filepath.Join(dir, string(deed)), options), openTest(t, filepath.Join(dir, string(deed)+" from"), options)
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = q.Run(ctx) })
+			q.hop.set(outOfReach)
+			for range 20 {
+				q.mustPut(t, false, draft("", "x@b.test"))
+			}
+			synctest.Wait()
+			q.mu.Lock()
+			dead := q.sites["b.test b.test:25"].left(time.Now()) != nil
+			q.mu.Unlock()
+			before := len(q.hop.attempts())
+			switch item := q.List()[0].ID; deed {
+			case Free:
+				q.order(t, Order{Deed: PutOnHold, Selection: ids(item)})
+				q.order(t, Order{Deed: Free, Selection: ids(item)})
+			case Move:
+				from.move(t, ids(from.mustPut(t, false, draft("", "x@b.test"), draft("", "x@b.test"))...), over(q.Queue))
+			default:
+				q.order(t, Order{Deed: deed, Transport: "b.test", Selection: ids(item)})
+			}
+			synctest.Wait()
+			if n := len(q.hop.attempts()) - before; !dead || n < 1 || n > 2 {
+				t.Errorf("%s: %d attempts; dead: %v", deed, n, dead)
+			}
+			cancel()
+			wg.Wait()
+		})
+	}
 }
 
 // oneAtATime is a real SMTP server that bears one connection, and says 421 to more.

@@ -84,13 +84,13 @@ func TestItemsForOtherNextHopsAreHeldUntilTheFirstHasAnswered(t *testing.T) {
 			p.send("body\r\n.\r\n")
 			<-h.dotSeen
 			held := g.queue.List()
-			if len(held) != 1 || !held[0].Held || len(held[0].ForwardPaths) != 1 || held[0].ForwardPaths[0].Domain != "two.test" {
+			if len(held) != 1 || !held[0].Unanswered || len(held[0].ForwardPaths) != 1 || held[0].ForwardPaths[0].Domain != "two.test" {
 				t.Errorf("before the answer: %+v", held)
 			}
 			close(h.holdDot)
 			p.want(strings.Replace(c.dot, "close", "451", 1)[:3])
 			items := g.queue.List()
-			if len(items) != c.want || c.want == 1 && items[0].Held {
+			if len(items) != c.want || c.want == 1 && items[0].Unanswered {
 				t.Errorf("after the answer: %+v", items)
 			}
 		})
@@ -143,7 +143,7 @@ func TestNextHopLostBetweenHoldingAndTheDot(t *testing.T) {
 	p.send("body\r\n.\r\n")
 	p.want("250 2.0.0 taken")
 	items := g.queue.List()
-	if len(items) != 1 || items[0].Held || items[0].ForwardPaths[0].Domain != "one.test" || len(other.messages()) != 1 || len(h.messages()) != 0 {
+	if len(items) != 1 || items[0].Unanswered || items[0].ForwardPaths[0].Domain != "one.test" || len(other.messages()) != 1 || len(h.messages()) != 0 {
 		t.Errorf("queue: %+v, %d and %d messages", items, len(h.messages()), len(other.messages()))
 	}
 }
@@ -161,7 +161,7 @@ func TestRecipientsRefusedOnlyAtDelivery(t *testing.T) {
 		}},
 		{"for now: the queue tries again", "451 4.2.0 busy", func(t *testing.T, g *rig) {
 			items := g.queue.List()
-			if len(items) != 1 || items[0].Held || items[0].ForwardPaths[0].String() != "bad@one.test" || len(items[0].ForwardPaths) != 1 {
+			if len(items) != 1 || items[0].Unanswered || items[0].ForwardPaths[0].String() != "bad@one.test" || len(items[0].ForwardPaths) != 1 {
 				t.Errorf("queue: %+v", items)
 			}
 		}},

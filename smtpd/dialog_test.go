@@ -156,7 +156,7 @@ func (d *dialog) check(f []string) bool {
 		got = len(d.hops[f[1]].messages())
 	case "queue":
 		for _, i := range d.rig.queue.List() {
-			if i.Held {
+			if i.Unanswered {
 				d.t.Errorf("item %s is held", i.ID)
 				return false
 			}

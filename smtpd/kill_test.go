@@ -94,7 +94,7 @@ func TestKillBetweenTheStepsOfADelivery(t *testing.T) {
 		queued      string // found by the next start
 		reported    string
 	}{
-		{"behind holding what is for others, before the dot", `"held":true`, 0, "", ""},
+		{"behind holding what is for others, before the dot", `"unanswered":true`, 0, "", ""},
 		{"while the dot is not answered", atDot, 0, "", ""},
 		{"behind the release, before the DSN", "released", 1, "ac", ""},
 		{"behind the DSN, before the 250", "dsn.queued", 1, "ac", "b"},

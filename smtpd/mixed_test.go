@@ -207,7 +207,7 @@ func spooled(t *testing.T, g *rig) (queued, reported string) {
 	defer there.Close()
 	var items, dsns strings.Builder
 	for _, i := range g.queue.List() {
-		if i.Held {
+		if i.Unanswered {
 			t.Errorf("held: %+v", i)
 		}
 		if !i.ReversePath.IsNull() {

@@ -33,7 +33,7 @@ func QueueCollector(q *queue.Queue) prometheus.Collector {
 	}
 	return &queueCollector{stats: q.Stats, now: time.Now, rows: []queueMetric{
 		gauge("items", "Items that wait.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Items) }),
-		gauge("held_items", "Items whose client has no answer yet.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Held) }),
+		gauge("unanswered_items", "Items whose client has no answer yet.", func(s queue.Stats, _ time.Time) float64 { return float64(s.Unanswered) }),
 		gauge("on_hold_items", "Items that an operator has put on hold.", func(s queue.Stats, _ time.Time) float64 { return float64(s.OnHold) }),
 		gauge("kept_items", "Items that were refused, were never verified and are not tried again unless an operator orders it.",
 			func(s queue.Stats, _ time.Time) float64 { return float64(s.Kept) }),

@@ -58,7 +58,7 @@ type Ordered struct {
 
 // selectionOf reads a selection from a query.
 func selectionOf(query url.Values) (queue.Selection, error) {
-	sel := queue.Selection{IDs: query["id"], From: query.Get("from"), To: query.Get("to"), Reason: query.Get("reason"), OnHold: query.Get("on_hold") != ""}
+	sel := queue.Selection{IDs: query["id"], From: query.Get("from"), To: query.Get("to"), Reason: query.Get("reason"), OnHold: query.Get("on_hold") != "", Kept: query.Get("kept") != ""}
 	if text := query.Get("older"); text != "" {
 		var err error
 		if sel.Older, err = time.ParseDuration(text); err != nil {
@@ -81,6 +81,9 @@ func queryOf(sel queue.Selection) url.Values {
 	}
 	if sel.OnHold {
 		query.Set("on_hold", "1")
+	}
+	if sel.Kept {
+		query.Set("kept", "1")
 	}
 	return query
 }
@@ -208,7 +211,11 @@ func (s *Server) queueReceive(w http.ResponseWriter, r *http.Request) {
 			err = fmt.Errorf("%w: %w", reply, reply.Cause)
 		}
 		s.opts.Log.Warn().Str("item", m.ID).Int("node", int(peerOf(r))).Err(err).Msg("item.refused")
-		s.answer(w, http.StatusConflict, problem{err.Error()})
+		code := http.StatusConflict
+		if errors.Is(err, queue.ErrComing) {
+			code = http.StatusLocked
+		}
+		s.answer(w, code, problem{err.Error()})
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -361,7 +368,8 @@ func (c *Client) lines(ctx context.Context, method, path string, body io.Reader,
 	}
 }
 
-// give gives an item to the daemon behind c, durably. The error wraps queue.ErrRefused where it is not there.
+// give gives an item to the daemon behind c, durably. The error wraps queue.ErrRefused where it is not there, and is queue.ErrComing where
+// it is on its way there already.
 func (c *Client) give(ctx context.Context, m *queue.Moved, content mail.Content) error {
 	head, err := json.Marshal(m)
 	if err != nil {
@@ -385,6 +393,9 @@ func (c *Client) give(ctx context.Context, m *queue.Moved, content mail.Content)
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode == http.StatusNoContent {
 		return nil
+	}
+	if resp.StatusCode == http.StatusLocked {
+		return queue.ErrComing
 	}
 	if resp.StatusCode/100 == 4 || resp.StatusCode == http.StatusBadGateway { // the tunnel's own word
 		return fmt.Errorf("%w: %w", queue.ErrRefused, problemOf(resp))

@@ -51,7 +51,7 @@ func TestTheClientSeesAndChangesTheQueue(t *testing.T) {
 	if ids, _ := all(t, r.control, sel, -1); len(ids) != 1 {
 		t.Errorf("%+v: %v", sel, ids)
 	}
-	for _, none := range []queue.Selection{{From: "a.test"}, {To: "b.test"}, {Older: time.Hour}, {Reason: "x"}, {OnHold: true}, {IDs: []string{"NONE"}}} {
+	for _, none := range []queue.Selection{{From: "a.test"}, {To: "b.test"}, {Older: time.Hour}, {Reason: "x"}, {OnHold: true}, {Kept: true}, {IDs: []string{"NONE"}}} {
 		if ids, _ := all(t, r.control, none, -1); len(ids) != 0 {
 			t.Errorf("%+v: %v", none, ids)
 		}
@@ -163,6 +163,21 @@ func TestItemsAreMovedToAPeer(t *testing.T) {
 	}}, false)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// One that an earlier order is bringing there just now stays here, and is named as such: it may come to be there.
+	r, w := io.Pipe()
+	first := make(chan error)
+	go func() {
+		first <- there.queue.Receive(1, &queue.Moved{ID: small, Size: 2, Envelope: mail.Envelope{ForwardPaths: []mail.Path{to}, ReceivedAt: time.Now()}}, r)
+	}()
+	_, _ = w.Write([]byte("x")) // it is read: that order is under way
+	said, err := order(t, here.control, queue.Order{Deed: queue.Move, Who: "root", To: 3, Selection: queue.Selection{IDs: []string{small}}})
+	if err != nil || said[small] != queue.ErrComing.Error() {
+		t.Errorf("%v, %v", said, err)
+	}
+	_ = w.CloseWithError(io.ErrUnexpectedEOF)
+	if err := <-first; err == nil {
+		t.Error("half an item was taken")
 	}
 	for range 2 { // again: the second finds nothing here
 		if said, err := order(t, here.control, queue.Order{Deed: queue.Move, Who: "root", To: 3}); err != nil || said[small]+said[large[0]] != "" {

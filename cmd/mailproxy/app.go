@@ -11,6 +11,7 @@ import (
 	"mailproxy/config"
 	"mailproxy/internal/manpage"
 	"mailproxy/internal/version"
+	"mailproxy/queue"
 )
 
 // configFlag is on the program and on every command, so that it may stand anywhere.
@@ -124,8 +125,11 @@ func report(stderr io.Writer, err error) int {
 		_, _ = fmt.Fprintf(stderr, "hint: %s\n", h)
 	}
 	var usage *usageError
-	if errors.As(err, &usage) {
+	switch {
+	case errors.As(err, &usage):
 		return 2
+	case errors.Is(err, queue.ErrComing):
+		return 3
 	}
 	return 1
 }

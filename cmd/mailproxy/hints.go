@@ -44,9 +44,11 @@ func hint(err error) string {
 		return `"mailproxy queue list" shows what there is`
 	case errors.Is(err, queue.ErrBusy):
 		return "run it again in a moment: the rest was done"
+	case errors.Is(err, queue.ErrComing):
+		return "wait until that has ended, then run it again: where the item is there by then, it is removed here"
 	case errors.Is(err, queue.ErrOnHold):
 		return `"mailproxy queue release" ends the hold`
-	case errors.Is(err, queue.ErrHeld):
+	case errors.Is(err, queue.ErrUnanswered):
 		return "it is accepted, or dropped, with the answer to its client"
 	case errors.Is(err, queue.ErrNoSuch):
 		return `"mailproxy queue list" shows what there is`

@@ -1,7 +1,7 @@
 // Command mailproxy is the mail gateway's daemon (`mailproxy serve`) and the administrator's commands on its configuration
 // and queue. The cluster's commands are pmgcm's.
 //
-// Exit codes: 0 done, 1 failed, 2 usage.
+// Exit codes: 0 done, 1 failed, 2 usage, 3 queue move: an earlier order has an item on its way.
 package main
 
 import (

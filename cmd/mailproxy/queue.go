@@ -39,7 +39,7 @@ func queueCommand() *cli.Command {
 				&cli.IntFlag{Name: "limit", Usage: "show `N` of each node at most, 0 all", DefaultText: "100; with --json all"}}, nodesFlags()...)...),
 				Description: "NEXT is when it is tried next; \"on hold\" until an operator releases it, \"trying\" now, \"unanswered\" while its client has no " +
 					"answer yet: that is not decided by you; \"kept\" where it was refused, but never verified, so that its sender is not told: it is " +
-					"there until its life is over, and tried again only by retry."}, queueList),
+					"there until its life is over, and tried again only by retry, route or move."}, queueList),
 			with(&cli.Command{Name: "show", Usage: "show one item: envelope, recipients with their last answers, header", ArgsUsage: "ID",
 				Flags:       []cli.Flag{&cli.BoolFlag{Name: "content", Usage: "print the whole message instead, as it is sent"}, jsonFlag(), nodeFlag()},
 				Description: "Of the header the first 64 kB."}, queueShow),
@@ -59,7 +59,7 @@ func queueCommand() *cli.Command {
 			with(order("move", "give items to another node's queue",
 				"Each is synced there before it is removed here, keeps its ID, and is due there at once; what is on hold stays so. Killed or cut in between, "+
 					"an item may be in both queues, which the log names (move.cut, move.unsure): run it again.",
-				&cli.StringFlag{Name: "to-node", Usage: "to the node with this `CID`"}), queueOrder(queue.Move)),
+				&cli.StringFlag{Name: "to-node", Usage: "to the node with this `CID` or name"}), queueOrder(queue.Move)),
 			{Name: "flush", Usage: "try all items now", Flags: nodesFlags(), Action: queueFlush,
 				Description: "The same as \"queue retry ALL\"."},
 		},
@@ -81,12 +81,13 @@ func selectionFlags() []cli.Flag {
 		&cli.StringFlag{Name: "older", Usage: "that came at least this `TIME` ago: 90m, 2h, 3d"},
 		&cli.StringFlag{Name: "reason", Usage: "whose last answer or error has this `TEXT` in it, or is of the class " + strings.Join(queue.Classes(), ", ")},
 		&cli.BoolFlag{Name: "on-hold", Usage: "that are on hold"},
+		&cli.BoolFlag{Name: "kept", Usage: "that are kept: refused, and the sender is not told"},
 	}
 }
 
 // selection reads the flags, and IDs from args.
 func selection(c *cli.Context, ids []string) (queue.Selection, error) {
-	s := queue.Selection{IDs: ids, From: c.String("from"), To: c.String("to"), Reason: c.String("reason"), OnHold: c.Bool("on-hold")}
+	s := queue.Selection{IDs: ids, From: c.String("from"), To: c.String("to"), Reason: c.String("reason"), OnHold: c.Bool("on-hold"), Kept: c.Bool("kept")}
 	if text := c.String("older"); text != "" {
 		var err error
 		if s.Older, err = config.ParseDuration(text); err != nil {
@@ -305,6 +306,9 @@ func printSummary(w io.Writer, n queueNode, named bool, s queue.Summary) error {
 	}
 	if s.Matched > 0 {
 		text += fmt.Sprintf("; the oldest came %s ago; %d on hold", age(time.Since(s.Oldest)), s.OnHold)
+		if s.Kept > 0 {
+			text += fmt.Sprintf(", %d kept", s.Kept)
+		}
 	}
 	if _, err := fmt.Fprintln(w, text); err != nil || s.Matched == 0 {
 		return err
@@ -433,7 +437,7 @@ func joinPaths(paths []mail.Path) string {
 func nextAttempt(i queue.Item) string {
 	wait := time.Until(i.Next)
 	switch {
-	case i.Held:
+	case i.Unanswered:
 		return "unanswered"
 	case i.OnHold != nil:
 		return "on hold"

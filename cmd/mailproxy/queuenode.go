@@ -52,6 +52,25 @@ func queueNodes(c *cli.Context) (*queueNodeList, error) {
 	case want == "" && !all:
 		return &queueNodeList{all: []queueNode{here}}, nil
 	}
+	list, err := knownNodes(c, local, here)
+	if err != nil {
+		return nil, err
+	}
+	if !all {
+		i, err := list.find(want)
+		if err != nil {
+			return nil, err
+		}
+		list.all = list.all[i : i+1]
+	}
+	for i := range list.all {
+		list.all[i].index = i
+	}
+	return list, nil
+}
+
+// knownNodes gives all nodes that the daemon here knows, by CID.
+func knownNodes(c *cli.Context, local *config.Local, here queueNode) (*queueNodeList, error) {
 	var self struct {
 		CID   config.CID `json:"cid"`
 		Name  string     `json:"name"`
@@ -69,17 +88,36 @@ func queueNodes(c *cli.Context) (*queueNodeList, error) {
 		list.all = append(list.all, queueNode{cid: p.CID, name: p.Name, client: web.Peer(local.PeerControlSocket(p.CID)), peer: true})
 	}
 	slices.SortFunc(list.all, func(a, b queueNode) int { return int(a.cid) - int(b.cid) })
-	if !all {
-		i := slices.IndexFunc(list.all, func(n queueNode) bool { return strconv.Itoa(int(n.cid)) == want || strings.EqualFold(n.name, want) })
-		if i < 0 {
-			return nil, withHint(fmt.Errorf("%w: %s", errNoSuchNode, want), `"pmgcm status" shows them`)
-		}
-		list.all = list.all[i : i+1]
-	}
-	for i := range list.all {
-		list.all[i].index = i
-	}
 	return list, nil
+}
+
+// nodeOf gives the node of a CID, or of a name that the daemon knows.
+func nodeOf(c *cli.Context, text string) (config.CID, error) {
+	if n, err := strconv.ParseInt(text, 10, 32); err == nil && n > 0 {
+		return config.CID(n), nil
+	}
+	local, err := config.LoadLocal(configFile(c))
+	if err != nil {
+		return 0, noNodeFile(err)
+	}
+	list, err := knownNodes(c, local, queueNode{client: web.Control(local.ControlSocket())})
+	if err != nil {
+		return 0, err
+	}
+	i, err := list.find(text)
+	if err != nil {
+		return 0, err
+	}
+	return list.all[i].cid, nil
+}
+
+// find gives the place of the node that a CID or name means.
+func (l *queueNodeList) find(want string) (int, error) {
+	i := slices.IndexFunc(l.all, func(n queueNode) bool { return strconv.Itoa(int(n.cid)) == want || strings.EqualFold(n.name, want) })
+	if i < 0 {
+		return 0, withHint(fmt.Errorf("%w: %s", errNoSuchNode, want), `"pmgcm status" shows them`)
+	}
+	return i, nil
 }
 
 // each asks all nodes side by side. Of one alone the error is given as it is; else each error is kept, and the others go on.

@@ -110,7 +110,7 @@ func TestAnyNodesQueueIsReachedFromAnyNode(t *testing.T) {
 
 	t.Run("items are moved, by an order from a third node", func(t *testing.T) {
 		eventually(t, func() error {
-			out, errs, code := slave.run("mailproxy", "queue", "move", "ALL", "--node", "1", "--to-node", "3")
+			out, errs, code := slave.run("mailproxy", "queue", "move", "ALL", "--node", "1", "--to-node", "N3.test")
 			if code != 0 {
 				return errors.New(errs)
 			}
@@ -227,11 +227,25 @@ func TestWhatIsKeptIsNamed(t *testing.T) {
 	if out := n.must("queue", "list", "--json"); !strings.Contains(out, `"kept":true`) {
 		t.Errorf("list --json: %s", out)
 	}
-	if s := fmt.Sprint(n.status()["problems"]); !strings.Contains(s, "1 queued item kept: refused by the next hop") {
-		t.Errorf("status: %s", s)
+	eventually(t, func() error {
+		if s := n.status(); s["kept"] != "1" || strings.Contains(fmt.Sprint(s["problems"]), "kept") {
+			return fmt.Errorf("status: %v", s)
+		}
+		return nil
+	})
+	if out := n.must("queue", "summary"); !strings.Contains(out, "; 0 on hold, 1 kept\n") {
+		t.Errorf("summary: %s", out)
 	}
-	n.must("queue", "delete", id, "--yes")
-	if s := fmt.Sprint(n.status()["problems"]); strings.Contains(s, "kept") {
-		t.Errorf("status: %s", s)
+	if ids := n.itemIDs("--kept"); len(ids) != 1 || ids[0] != id {
+		t.Errorf("list --kept: %v", ids)
 	}
+	if out := n.must("queue", "delete", "--kept", "--yes"); out != "1 item deleted\n" {
+		t.Errorf("delete --kept: %s", out)
+	}
+	eventually(t, func() error {
+		if s := n.status(); s["kept"] != nil {
+			return fmt.Errorf("status: %v", s)
+		}
+		return nil
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -35,6 +34,9 @@ func queueOrder(deed queue.Deed) cli.ActionFunc {
 			return err
 		}
 		nodes, err := queueNodes(c)
+		if err == nil && deed == queue.Move {
+			o.To, err = nodeOf(c, c.String("to-node"))
+		}
 		if err != nil {
 			return err
 		}
@@ -57,12 +59,8 @@ func orderOf(c *cli.Context, deed queue.Deed) (queue.Order, error) {
 		}
 		o.Transport, args = args[len(args)-1], args[:len(args)-1]
 	}
-	if deed == queue.Move {
-		n, err := strconv.ParseInt(c.String("to-node"), 10, 32)
-		if err != nil || n < 1 {
-			return o, usagef("queue move: --to-node wants a CID, as \"pmgcm status\" shows it")
-		}
-		o.To = config.CID(n)
+	if deed == queue.Move && c.String("to-node") == "" {
+		return o, usagef("queue move: --to-node wants a CID or name, as \"pmgcm status\" shows it")
 	}
 	named := !slices.Equal(args, []string{everything})
 	if !named {
@@ -175,7 +173,7 @@ func orderProblem(o queue.Order, p error) error {
 
 // refusedError gives the sentinel that has a hint for what a daemon says of an item, where there is one.
 func refusedError(text string) error {
-	for _, err := range []error{queue.ErrNoSuch, queue.ErrBusy, queue.ErrHeld, queue.ErrOnHold} {
+	for _, err := range []error{queue.ErrNoSuch, queue.ErrBusy, queue.ErrComing, queue.ErrUnanswered, queue.ErrOnHold} {
 		if err.Error() == text {
 			return err
 		}

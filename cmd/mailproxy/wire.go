@@ -89,6 +89,7 @@ func build(local *config.Local, doors *listeners, log zerolog.Logger) (*daemon, 
 		Problems: d.problems,
 		Starting: d.starting,
 		Draining: func() *cluster.Draining { return d.drain.status() },
+		Kept:     d.kept,
 		CheckPassword: func(ctx context.Context, from, password string) error {
 			return checkRootPassword(ctx, pamSocket, from, password)
 		},
@@ -348,17 +349,20 @@ func (d *daemon) problems() []cluster.Problem {
 	}
 	if d.queue != nil {
 		all = append(all, spoolProblems(d.queue.Healthy(), d.queue.Whole(), d.local.SpoolDir())...)
-		stats := d.queue.Stats()
-		if n := stats.Kept; n > 0 {
-			all = append(all, cluster.Problem{What: count(n, "queued item") + " kept: refused by the next hop, and the sender may be forged, so nobody is told",
-				Remedy: "`mailproxy queue list` there shows which are kept; `mailproxy queue retry ID` where the refusal was a mistake, else `mailproxy queue delete ID`"})
-		}
-		if n := stats.OnHold; n > 0 {
+		if n := d.queue.Stats().OnHold; n > 0 {
 			all = append(all, cluster.Problem{What: count(n, "queued item") + " on hold, by an operator's order",
 				Remedy: "`mailproxy queue list --on-hold` there shows since when and by whom; `mailproxy queue release ALL` ends it"})
 		}
 	}
 	return all
+}
+
+// kept counts the items that are kept, for status.
+func (d *daemon) kept() int {
+	if d.queue == nil {
+		return 0
+	}
+	return d.queue.Stats().Kept
 }
 
 // spoolProblems are what is wrong with the spool, each with its remedy.

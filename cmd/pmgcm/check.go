@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -44,9 +45,11 @@ func checkCommand() *cli.Command {
 		},
 		Subcommands: []*cli.Command{
 			checkSub("cluster", "nodes that are not in sync", "0", "",
-				"CRITICAL too where the master does not answer, WARNING where a node knows something to be wrong. Without -c: CRITICAL when "+
+				"CRITICAL too where the master does not answer, WARNING where a node knows something to be wrong; kept mail (see --kept of check queue) is named and no WARNING. Without -c: CRITICAL when "+
 					"half of the nodes or more are not in sync."+ranges, checkCluster),
-			checkSub("queue", "mail that waits on this node", "500", "2000", "Counts items."+ranges, checkQueue),
+			checkSub("queue", "mail that waits on this node", "500", "2000", "Counts items. Those that are kept are named: refused by the next hop, and the sender is not told, since it may be forged; they end by "+
+				"themselves with their life, so they are no WARNING unless --kept says how many are too many."+ranges, checkQueue,
+				&cli.StringFlag{Name: "kept", Usage: "`RANGE` of kept items outside of which it warns"}),
 			checkSub("certificates", "days until a node's certificate in the cluster ends", "30:", "7:",
 				"The certificate that ends first, of all nodes that answer. They are renewed without anybody's help when a third of "+
 					"their life is left; mail goes on with or without them."+ranges, checkCertificates),
@@ -61,14 +64,14 @@ type result struct {
 	perf  []string
 }
 
-func checkSub(name, usage, warning, critical, description string, check func(*cli.Context, *cluster.Operator, limits) (result, error)) *cli.Command {
+func checkSub(name, usage, warning, critical, description string, check func(*cli.Context, *cluster.Operator, limits) (result, error), more ...cli.Flag) *cli.Command {
 	word := strings.ToUpper(name)
 	return &cli.Command{
 		Name: name, Usage: usage, Description: description,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "warning", Aliases: []string{"w"}, Usage: "`RANGE` outside of which it warns", Value: warning},
 			&cli.StringFlag{Name: "critical", Aliases: []string{"c"}, Usage: "`RANGE` outside of which it is critical", Value: critical},
-		},
+		}, more...),
 		OnUsageError: func(c *cli.Context, err error, sub bool) error {
 			return checkUsage(c, word, onUsageError(c, err, sub).Error())
 		},
@@ -160,6 +163,7 @@ func checkCluster(c *cli.Context, o *cluster.Operator, l limits) (result, error)
 
 func judgeCluster(r cluster.Report, l limits) result {
 	var off, wrong []string
+	kept := 0
 	var behind int64
 	master := ""
 	for _, row := range r.Rows {
@@ -171,6 +175,7 @@ func judgeCluster(r cluster.Report, l limits) result {
 		if row.Role == cluster.Master && row.Error == "" {
 			master = name
 		}
+		kept += row.Kept
 		for _, p := range row.Problems {
 			wrong = append(wrong, name+": "+p.What)
 		}
@@ -192,6 +197,9 @@ func judgeCluster(r cluster.Report, l limits) result {
 			out.text += fmt.Sprintf(" (and %d more, `pmgcm status`)", len(wrong)-shown)
 		}
 	}
+	if kept > 0 {
+		out.text += fmt.Sprintf("; %s kept", counted(kept, "queued item"))
+	}
 	out.perf = []string{l.perf("not_in_sync", fmt.Sprint(len(off))), fmt.Sprintf("nodes=%d;;;0", len(r.Rows)), fmt.Sprintf("commits_behind=%d;;;0", behind)}
 	return out
 }
@@ -201,12 +209,31 @@ func checkQueue(c *cli.Context, o *cluster.Operator, l limits) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	kept, err := parseThreshold(cmp.Or(c.String("kept"), "~:"))
+	if err != nil {
+		return result{}, usagef("check: --kept %v", err)
+	}
+	return judgeQueue(w, l, kept), nil
+}
+
+func judgeQueue(w cluster.Waiting, l limits, kept threshold) result {
 	oldest := int64(w.Oldest.Seconds())
 	text := counted(w.Items, "item")
 	if w.Items > 0 {
 		text += ", the oldest since " + span(oldest)
 	}
-	return result{l.judge(float64(w.Items)), text, []string{l.perf("items", fmt.Sprint(w.Items)), fmt.Sprintf("oldest=%ds;;;0", oldest)}}, nil
+	level := l.judge(float64(w.Items))
+	if w.Kept > 0 {
+		text += fmt.Sprintf("; %d kept: refused, and nobody told (`mailproxy queue list --kept`)", w.Kept)
+	}
+	if kept.alerts(float64(w.Kept)) {
+		level = max(level, levelWarning)
+	}
+	bound := kept.text
+	if bound == "~:" {
+		bound = ""
+	}
+	return result{level, text, []string{l.perf("items", fmt.Sprint(w.Items)), fmt.Sprintf("oldest=%ds;;;0", oldest), fmt.Sprintf("kept=%d;%s;;0", w.Kept, bound)}}
 }
 
 func counted(n int, what string) string {

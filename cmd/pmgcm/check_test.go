@@ -69,6 +69,8 @@ func TestJudgeCluster(t *testing.T) {
 	dead.Error = "gone"
 	odd := good
 	odd.Problems = []cluster.Problem{{What: "a | b"}, {What: "c"}}
+	keeps := good
+	keeps.Kept = 3
 	for _, c := range []struct {
 		name string
 		rows []cluster.Row
@@ -79,6 +81,7 @@ func TestJudgeCluster(t *testing.T) {
 		{"one behind", []cluster.Row{master, good, bad}, levelWarning, "2 of 3 nodes in sync: mx(3) behind, master mx(1)"},
 		{"two behind", []cluster.Row{master, bad, bad}, levelCritical, "1 of 3"},
 		{"no master", []cluster.Row{dead, good, good}, levelCritical, "no master answers, 2 of 3"},
+		{"mail is kept, which is nothing wrong", []cluster.Row{master, keeps}, levelOK, "2 of 2 nodes in sync, master mx(1); 3 queued items kept"},
 		{"something is wrong", []cluster.Row{master, odd}, levelWarning, "; mx(2): a | b; mx(2): c"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -87,6 +90,31 @@ func TestJudgeCluster(t *testing.T) {
 				t.Errorf("got %v %q %q, want %v %q", r.level, r.text, r.perf, c.want, c.text)
 			}
 		})
+	}
+}
+
+// Kept mail is named, and warned of only where somebody says how much is too much.
+func TestJudgeQueue(t *testing.T) {
+	for _, c := range []struct {
+		name, kept string
+		waiting    cluster.Waiting
+		want       level
+		text, perf string
+	}{
+		{"nothing kept", "~:", cluster.Waiting{Items: 3}, levelOK, "3 items, the oldest since 0 s", "kept=0;;;0"},
+		{"some kept", "~:", cluster.Waiting{Items: 3, Kept: 2}, levelOK, "; 2 kept: refused, and nobody told (`mailproxy queue list --kept`)", "kept=2;;;0"},
+		{"as many as may be", "2", cluster.Waiting{Items: 3, Kept: 2}, levelOK, "; 2 kept: ", "kept=2;2;;0"},
+		{"too many kept", "1", cluster.Waiting{Items: 3, Kept: 2}, levelWarning, "; 2 kept: ", "kept=2;1;;0"},
+		{"too many items, too many kept", "1", cluster.Waiting{Items: 3000, Kept: 2}, levelCritical, "; 2 kept: ", "kept=2;1;;0"},
+	} {
+		bound, err := parseThreshold(c.kept)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := judgeQueue(c.waiting, defaults(t, "500", "2000"), bound)
+		if r.level != c.want || !strings.Contains(r.text, c.text) || len(r.perf) != 3 || r.perf[2] != c.perf {
+			t.Errorf("%s: got %v %q %q", c.name, r.level, r.text, r.perf)
+		}
 	}
 }
 

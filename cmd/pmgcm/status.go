@@ -152,7 +152,7 @@ func printTable(w io.Writer, r cluster.Report) error {
 	}
 	first := true
 	for _, row := range r.Rows {
-		for _, p := range append(drained(row), row.Problems...) {
+		for _, p := range append(notes(row), row.Problems...) {
 			if first {
 				b.WriteString("\n")
 				first = false
@@ -164,16 +164,27 @@ func printTable(w io.Writer, r cluster.Report) error {
 	return err
 }
 
-// drained says that a node takes no mail, and how to change that. It is no problem: somebody wants it so.
-func drained(row cluster.Row) []cluster.Problem {
-	if row.Draining == nil || row.Error != "" {
+// notes are what to know of a node that is no problem: it takes no mail, since somebody wants it so, or has mail that is kept, which ends by
+// itself. Each says how to change that.
+func notes(row cluster.Row) (all []cluster.Problem) {
+	if row.Error != "" {
 		return nil
 	}
-	return []cluster.Problem{{
-		What: fmt.Sprintf("draining since %s UTC by %s, %d sessions left", row.Draining.Since.UTC().Format(time.DateTime), row.Draining.By,
-			row.Draining.Sessions),
-		Remedy: fmt.Sprintf("`pmgcm undrain` there, or `pmgcm undrain %d` on the master", row.CID),
-	}}
+	if row.Draining != nil {
+		all = append(all, cluster.Problem{
+			What: fmt.Sprintf("draining since %s UTC by %s, %d sessions left", row.Draining.Since.UTC().Format(time.DateTime), row.Draining.By,
+				row.Draining.Sessions),
+			Remedy: fmt.Sprintf("`pmgcm undrain` there, or `pmgcm undrain %d` on the master", row.CID),
+		})
+	}
+	if row.Kept > 0 {
+		all = append(all, cluster.Problem{
+			What: counted(row.Kept, "queued item") + " kept: refused by the next hop, and the sender may be forged, so nobody is told; each ends with its life",
+			Remedy: "`mailproxy queue list --kept` there shows them; `mailproxy queue retry --kept` where the refusal was a mistake, " +
+				"`mailproxy queue delete --kept` where it was not",
+		})
+	}
+	return all
 }
 
 func writeProblem(b *strings.Builder, prefix string, p cluster.Problem) {
@@ -258,7 +269,7 @@ func printLong(w io.Writer, r cluster.Report, colour bool) error {
 		for _, line := range longLines(row, r, colour) {
 			fmt.Fprintf(&b, "  %-12s %s\n", line[0], line[1])
 		}
-		for _, p := range append(drained(row), row.Problems...) {
+		for _, p := range append(notes(row), row.Problems...) {
 			writeProblem(&b, "  wrong        ", p)
 		}
 	}

@@ -19,6 +19,7 @@ func TestTableIsPMGs(t *testing.T) {
 	late := node(2, "pmg6", "192.168.2.128:7025", cluster.Slave, cluster.Behind)
 	late.UptimeSeconds, late.Load1, late.MemoryPercent = 3*3600+7*60, -1, -1
 	late.Problems = []cluster.Problem{{What: "something is wrong", Remedy: "put it right"}}
+	late.Kept = 2
 	var b strings.Builder
 	if err := printTable(&b, cluster.Report{Rows: []cluster.Row{node(1, "pmg5", "192.168.2.127:7025", cluster.Master, cluster.InSync), late, gone}}); err != nil {
 		t.Fatal(err)
@@ -28,6 +29,8 @@ pmg5(1)              192.168.2.127   master A     1 day 21:18   0.30    80%    4
 pmg6(2)              192.168.2.128   node   S           03:07      -     -%    41%
 pmg7(3)              192.168.2.129   node   ERROR: no answer in 2s, since 2026-01-02 03:04:05 UTC               -      -     -%     -%
 
+pmg6(2): 2 queued items kept: refused by the next hop, and the sender may be forged, so nobody is told; each ends with its life
+  remedy: `mailproxy queue list --kept` there shows them; `mailproxy queue retry --kept` where the refusal was a mistake, `mailproxy queue delete --kept` where it was not
 pmg6(2): something is wrong
   remedy: put it right
 `
