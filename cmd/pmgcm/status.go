@@ -164,6 +164,9 @@ func printTable(w io.Writer, r cluster.Report) error {
 	return err
 }
 
+const keptRemedy = "`mailproxy queue list --kept` there shows them; `mailproxy queue retry --kept` where the refusal was a mistake, " +
+	"`mailproxy queue delete --kept` where it was not"
+
 // notes are what to know of a node that is no problem: it takes no mail, since somebody wants it so, or has mail that is kept, which ends by
 // itself. Each says how to change that.
 func notes(row cluster.Row) (all []cluster.Problem) {
@@ -179,9 +182,8 @@ func notes(row cluster.Row) (all []cluster.Problem) {
 	}
 	if row.Kept > 0 {
 		all = append(all, cluster.Problem{
-			What: counted(row.Kept, "queued item") + " kept: refused by the next hop, and the sender may be forged, so nobody is told; each ends with its life",
-			Remedy: "`mailproxy queue list --kept` there shows them; `mailproxy queue retry --kept` where the refusal was a mistake, " +
-				"`mailproxy queue delete --kept` where it was not",
+			What:   counted(row.Kept, "queued item") + " kept: refused by the next hop, and the sender may be forged, so nobody is told; each ends with its life",
+			Remedy: keptRemedy,
 		})
 	}
 	return all

@@ -30,7 +30,7 @@ pmg6(2)              192.168.2.128   node   S           03:07      -     -%    4
 pmg7(3)              192.168.2.129   node   ERROR: no answer in 2s, since 2026-01-02 03:04:05 UTC               -      -     -%     -%
 
 pmg6(2): 2 queued items kept: refused by the next hop, and the sender may be forged, so nobody is told; each ends with its life
-  remedy: `mailproxy queue list --kept` there shows them; `mailproxy queue retry --kept` where the refusal was a mistake, `mailproxy queue delete --kept` where it was not
+  remedy: ` + keptRemedy + `
 pmg6(2): something is wrong
   remedy: put it right
 `
