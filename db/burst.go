@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -51,7 +52,9 @@ func (s *sending) few(ctx context.Context, sql string) (rows json.RawMessage, n 
 	if err != nil || changes >= burstRows {
 		return nil, 0, err
 	}
-	err = s.tx.QueryRow(ctx, "SELECT jsonb_agg(jsonb_build_array(tab, op, row_)), count(*) FROM ("+sql+") q (tab, op, row_)").Scan(&rows, &n)
+	// Never prepared: its text names serials, and is no push's again.
+	err = s.tx.QueryRow(ctx, "SELECT jsonb_agg(jsonb_build_array(tab, op, row_)), count(*) FROM ("+sql+") q (tab, op, row_)", pgx.QueryExecModeExec).
+		Scan(&rows, &n)
 	if len(rows) > burstBytes {
 		return nil, 0, err
 	}

@@ -361,6 +361,36 @@ func TestWhatAPushAsksForIsFoundByTheIndexAndByOneProcess(t *testing.T) {
 	}
 }
 
+// What only one push asks leaves no prepared statement behind, in any connection.
+func TestPushesLeaveNoStatementsBehind(t *testing.T) {
+	c := cluster(t, 2)
+	push(t, c[0], c[1])
+	for _, name := range []string{"a.test", "b.test"} {
+		put(t, c[0].DB, name)
+		if s := push(t, c[0], c[1]); s.Full || s.Rows != 3 {
+			t.Fatalf("%+v", s)
+		}
+	}
+	var look func(connections int32) error
+	look = func(connections int32) error {
+		if connections == 0 {
+			return nil
+		}
+		return c[0].Read(t.Context(), func(tx pgx.Tx) error {
+			var left []string
+			err := tx.QueryRow(t.Context(), "SELECT coalesce(array_agg(statement), '{}') FROM pg_prepared_statements WHERE statement LIKE $1",
+				"%FROM config.history row_ WHERE serial > %").Scan(&left)
+			if err != nil || len(left) > 0 {
+				t.Errorf("%q, %v", left, err)
+			}
+			return look(connections - 1)
+		})
+	}
+	if err := look(c[0].MaxConns()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func loadDomain(t testing.TB, d *db.DB, name string) config.Domain {
 	t.Helper()
 	s, err := d.Load(context.Background())
