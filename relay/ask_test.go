@@ -102,6 +102,27 @@ func TestAskIsSingleFlightOverSenders(t *testing.T) {
 	}
 }
 
+// Where the first answer was for its sender alone, the others ask at once, and not one behind another.
+func TestSendersWhoMustEachAskDoNotWaitInLine(t *testing.T) {
+	const own = "C~ RSET\nwait\nS: 250 ok\nS: 450 4.2.0 grey\nS: 250 reset\n"
+	s := newScript(t, hello+own+own, hello+own)
+	c := testClient(t, nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { ask(t, c, s, "from@a.test", "x@b.test", "450 4.2.0 grey") })
+	waitFor(t, "the first one asks", func() bool { return strings.HasSuffix(s.bytes(1), "RSET\r\n") })
+	for _, from := range []string{"second@a.test", "third@a.test"} {
+		wg.Go(func() { ask(t, c, s, from, "x@b.test", "450 4.2.0 grey") })
+	}
+	waitFor(t, "the others wait", func() bool { return waitingAsks() == 2 })
+	s.goOn <- struct{}{}
+	waitFor(t, "both ask", func() bool {
+		return strings.Count(s.bytes(1), "RSET\r\n") == 2 && strings.HasSuffix(s.bytes(2), "RSET\r\n")
+	})
+	s.goOn <- struct{}{}
+	s.goOn <- struct{}{}
+	wg.Wait()
+}
+
 // waitingAsks counts the goroutines that wait for another's answer.
 func waitingAsks() (n int) {
 	stacks := make([]byte, 1<<20)

@@ -195,6 +195,29 @@ func TestASegmentIsSyncedBeforeTheNextIsBegun(t *testing.T) {
 }
 
 // A large message that is removed while what the log has of it is being copied leaves nothing that counts as live.
+// Whatever makes a count wrong, the mail that it is about stays.
+func TestASegmentWhoseCountIsWrongIsNotDeleted(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openSized(dir, 1) // each batch has a segment of its own
+	must(t, err)
+	for _, id := range []string{"first", "second"} {
+		must(t, s.Put([]Draft{draft(id, []byte("mail"))}, false))
+	}
+	s.mu.Lock()
+	seg := s.segments[0]
+	s.mu.Unlock()
+	for _, live := range []int{-1, 1} {
+		s.mu.Lock()
+		seg.live = live
+		s.mu.Unlock()
+		s.deleteDead()
+	}
+	must(t, s.Close())
+	if found := all(t, openTest(t, dir)); len(found) != 2 {
+		t.Errorf("%d messages are left, want 2", len(found))
+	}
+}
+
 func TestALargeMessageIsRemovedWhileItsStateIsCopied(t *testing.T) {
 	s, err := openSized(t.TempDir(), 1) // each batch has a segment of its own
 	must(t, err)
