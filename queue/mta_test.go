@@ -368,6 +368,31 @@ func TestARealServerIsToldWhoTheClientIs(t *testing.T) {
 	}
 }
 
+// What Postfix with postgrey puts off at first is tried again from the queue, and taken then; nobody is told of it.
+func TestARealGreylistIsWaitedFor(t *testing.T) {
+	const delay = time.Second
+	behind := mta.StartSink(t)
+	p := mta.StartPostfix(t, behind.Addr, "mynetworks = static:all",
+		"smtpd_client_restrictions = check_policy_service inet:"+mta.StartPostgrey(t, delay))
+	w := newWorld(t, config.Transport{Hosts: []string{p.Addr}, TLS: config.TLSNone}, nil)
+	w.send(t, "grey", "body", "x@b.test", "y@b.test")
+	check(t, "open", w.quiet(t), "x: rcpt 450", "y: rcpt 450")
+	if reply := w.List()[0].LastReply; !strings.Contains(reply, "Greylisted") {
+		t.Errorf("put off by %q", reply)
+	}
+	first := time.Now()
+	waitFor(t, "postgrey would take it", func() bool { return time.Since(first) > 2*delay }) // it counts whole seconds
+	if n := w.Flush(); n != 1 {                                                              // by itself it would be in a minute
+		t.Errorf("%d items are due", n)
+	}
+	check(t, "open", w.quiet(t))
+	check(t, "DSNs", w.failures(t))
+	p.AwaitEmpty(t)
+	if all := strings.Join(behind.Messages(t), "\n"); strings.Count(all, "Subject: grey") != 1 || !strings.Contains(all, "X-Greylist: delayed ") {
+		t.Errorf("behind Postfix:\n%s", all)
+	}
+}
+
 // smtp-sink as it comes with Postfix, in each of its moods: nothing is lost, and nobody is told what is not so.
 func TestAHostileSink(t *testing.T) {
 	for _, tt := range []struct {

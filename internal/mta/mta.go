@@ -1,4 +1,4 @@
-// Package mta runs mail software that nobody here wrote, for tests: Debian's Postfix, Exim and smtp-sink, each a private instance on
+// Package mta runs mail software that nobody here wrote, for tests: Debian's Postfix, Exim, smtp-sink and postgrey, each a private instance on
 // loopback with its own configuration, queue and log, which ends with the test.
 //
 //  1. A port of loopback is found that nobody has.
