@@ -1,18 +1,24 @@
 package main
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"mailproxy/cluster"
 	"mailproxy/config"
+	"mailproxy/internal/mta"
 	"mailproxy/internal/testbin"
 )
 
@@ -91,6 +97,71 @@ func TestBalancersTakeTheirFiles(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A node that is gone, and was not found to be yet, costs no session.
+func TestHAProxyGoesToAnotherNodeWhereOneIsGone(t *testing.T) {
+	address := freePort(t)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := net.Listen("tcp", "127.0.0.2:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	go func() { // ends with the listener
+		for {
+			c, err := node.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the connection
+				defer c.Close()
+				_, err := io.WriteString(c, "220 node\r\n")
+				for lines := bufio.NewScanner(c); err == nil && lines.Scan(); {
+					_, err = io.WriteString(c, "250 ok\r\n")
+				}
+			}()
+		}
+	}()
+	mx := listens("smtp", ":"+port)
+	made := printed(t, haproxyText, lbOf(t, nil, lbRow(1, "127.0.0.2", noAgent, mx), lbRow(2, "127.0.0.3", noAgent, mx)))
+	mx1, _, _ := strings.Cut(made, "\nfrontend internal")
+	var text strings.Builder
+	for line := range strings.Lines(mx1) {
+		switch word, _, _ := strings.Cut(strings.TrimSpace(line), " "); word {
+		case "log", "user", "group", "stats": // of a host of its own
+		case "bind":
+			if !strings.Contains(line, "v6only") {
+				text.WriteString("\tbind " + address + "\n")
+			}
+		default:
+			text.WriteString(line)
+		}
+	}
+	file := filepath.Join(shortDir(t), "haproxy.cfg")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mta.Start(t, address, "haproxy", "-db", "-f", file)
+	var all sync.WaitGroup
+	for range 10 { // at once: in some seconds the checks tell
+		all.Go(func() {
+			c, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(patience))
+			if line, err := bufio.NewReader(c).ReadString('\n'); line != "220 node\r\n" {
+				t.Errorf("%q, %v", line, err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestKeepalivedTakesItsFile(t *testing.T) {
