@@ -26,6 +26,8 @@
 // Invariants:
 //
 //   - The end of a message is CRLF.CRLF and nothing else; bare CR and bare LF are normalised before anything is stored.
+//   - Who must wait for a reply (RFC 2920 §3.1) and has sent on before it goes out is refused, and the session ends: it is looked for in our
+//     buffer, in TLS's and in the kernel's. So nothing that was said in clear is taken for what comes inside TLS.
 //   - Any doubt about framing or size, and any time-out, ends the session: what came after is never run as commands.
 //   - No octet from the network stands in a reply. Causes go to the log only.
 //   - 250 to the final dot means: the next hop's 2xx, or synced in the spool.
