@@ -430,7 +430,7 @@ func TestSIGTERMLetsATransactionEnd(t *testing.T) {
 			order = append(order, name)
 		}
 	}
-	if got := strings.Join(order, " "); got != "smtp queue configuration cluster tunnel web postgres" {
+	if got := strings.Join(order, " "); got != "smtp queue relay configuration cluster tunnel web postgres" {
 		t.Errorf("stopped in the order %s", got)
 	}
 }
