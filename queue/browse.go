@@ -161,7 +161,7 @@ func (q *Queue) Summary(s Selection) (Summary, error) {
 				}
 				if !slices.Contains(seen, h) {
 					seen = append(seen, h)
-					h.add(n, now)
+					h.add(n, i, now)
 				}
 			}
 		}
@@ -194,7 +194,8 @@ func (q *Queue) hopName(n *entry, p mail.Path) string {
 	return key
 }
 
-func (h *Hop) add(n *entry, now time.Time) {
+// add counts an entry, one of whose open forward-paths goes by this hop.
+func (h *Hop) add(n *entry, path int, now time.Time) {
 	h.Items++
 	h.Bytes += n.size
 	if n.hold != nil {
@@ -205,7 +206,9 @@ func (h *Hop) add(n *entry, now time.Time) {
 		group++
 	}
 	h.Ages[group]++
-	if n.lastReply != "" {
+	if o := n.open[path].last; o != nil {
+		h.LastReply = o.reply().String()
+	} else if len(n.open) == 1 && n.lastReply != "" { // else it may be another hop's
 		h.LastReply = n.lastReply
 	}
 }

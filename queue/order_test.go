@@ -459,3 +459,17 @@ func TestAStoryEndsWithTheLifeOfItsTransport(t *testing.T) {
 		t.Errorf("came at %v, expires at %v, %v", story.Item.Created, story.Expires, err)
 	}
 }
+
+// What a hop said last is its own word, not that of another hop of the same item.
+func TestASummaryHasTheReplyOfEachHop(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	id := q.mustPut(t, false, draft("from@a.test", "x@b.test", "x@c.test"))[0]
+	q.mu.Lock()
+	n := q.items[id]
+	n.open[0].last, n.lastReply = &outcome{Code: 451, Text: "said by b"}, "451 said by b"
+	q.mu.Unlock()
+	s, err := q.Summary(Selection{})
+	if err != nil || len(s.Hops) != 2 || s.Hops[0].LastReply != "451 said by b" || s.Hops[1].LastReply != "" {
+		t.Errorf("%+v, %v", s.Hops, err)
+	}
+}
