@@ -53,6 +53,7 @@ relayhost = [%[4]s]:%[5]s
 `
 
 const postfixMaster = `%s inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 rewrite unix - - n - - trivial-rewrite
