@@ -133,6 +133,7 @@ func passwordMaster(t *testing.T, answer func(password string) error) (master *t
 		*asked = append(*asked, from+" "+password)
 		return answer(password)
 	}
+	eventually(t, "the daemon has its configuration", func() bool { return nodes[0].node.o.Snapshot() != nil })
 	return nodes[0], asked
 }
 
