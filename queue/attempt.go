@@ -518,7 +518,9 @@ func (t *trial) giveBack(groups ...*group) {
 		}
 	}
 	for _, id := range t.dsns {
-		t.endLocked(t.items[id])
+		n := t.items[id]
+		n.waits = false
+		t.endLocked(n)
 	}
 	t.dsns = nil
 }

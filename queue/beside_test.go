@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"mailproxy/relay"
 	"mailproxy/spool"
 )
@@ -296,6 +298,55 @@ func TestAnItemThatIsSetAsideWhileItIsTriedIsNoFaultOfTheSpool(t *testing.T) {
 	q.run(t)
 	t.Cleanup(open) // before the queue's own
 	waitFor(t, "the one is put off", func() bool { i := q.List(); return len(q.hop.attempts()) == 2 && i[0].Attempts == 1 })
+	damage(t, dir)
+	q.Flush()
+	waitFor(t, "it is set aside", func() bool { return len(q.List()) == 0 })
+	open()
+	waitFor(t, "nothing is under way", func() bool { q.mu.Lock(); defer q.mu.Unlock(); return q.running == 0 && len(q.slots) == 0 })
+	if s := q.Stats(); q.Healthy() != nil || s.Damaged != 1 || s.DSNs != 0 {
+		t.Errorf("%v, %+v", q.Healthy(), s)
+	}
+}
+
+// A DSN is not tried before what it tells is saved, also where an operator has all tried at that moment.
+func TestARetryReachesNoDSNBeforeWhatItTellsIsSaved(t *testing.T) {
+	var q *testQueue
+	log := &onLine{"dsn.queued", func() {
+		q.Flush()
+		synctest.Wait()
+		for _, a := range q.hop.attempts() {
+			if a.Envelope.About != nil {
+				t.Error("it is tried")
+			}
+		}
+	}}
+	bubble(t, func(o *Options) { o.Log = zerolog.New(log) }, nil, func(t *testing.T, opened *testQueue) {
+		q = opened
+		q.mustPut(t, false, draft("from@a.test", "no@b.test"))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.DSNs != 1 || s.Sent != 1 || s.Failed != 1 || len(q.hop.attempts()) != 2 {
+			t.Errorf("%+v, queue %+v", s, q.List())
+		}
+	})
+}
+
+// onLine is a log that does something at a line that has a text.
+type onLine struct {
+	text string
+	do   func()
+}
+
+func (l *onLine) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(l.text)) {
+		l.do()
+	}
+	return len(p), nil
+}
+
+// damage changes the only message of a spool.
+func damage(t *testing.T, dir string) {
+	t.Helper()
 	segment := filepath.Join(dir, "log", names(t, filepath.Join(dir, "log"))[0])
 	b, err := os.ReadFile(segment)
 	if err != nil {
@@ -303,12 +354,5 @@ func TestAnItemThatIsSetAsideWhileItIsTriedIsNoFaultOfTheSpool(t *testing.T) {
 	}
 	if err := os.WriteFile(segment, bytes.Replace(b, []byte("hello"), []byte("hallo"), 1), 0o600); err != nil {
 		t.Fatal(err)
-	}
-	q.Flush()
-	waitFor(t, "it is set aside", func() bool { return len(q.List()) == 0 })
-	open()
-	waitFor(t, "nothing is under way", func() bool { q.mu.Lock(); defer q.mu.Unlock(); return q.running == 0 && len(q.slots) == 0 })
-	if s := q.Stats(); q.Healthy() != nil || s.Damaged != 1 || s.DSNs != 0 {
-		t.Errorf("%v, %+v", q.Healthy(), s)
 	}
 }

@@ -82,6 +82,7 @@ type entry struct {
 	held      bool          // its client has no answer yet
 	trying    int           // attempts under way
 	ordered   bool          // an order is under way
+	waits     bool          // a DSN: what it tells is not saved yet
 	hold      *Hold         // an operator has it wait: it is not in the schedule
 	paused    time.Duration // how long it was on hold before
 	via       string        // the transport that an operator has ordered

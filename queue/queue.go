@@ -186,6 +186,7 @@ func (q *Queue) put(ids []string, drafts []Draft, held bool, size, minFree int64
 		n.held = held
 		q.items[id] = n
 		if drafts[i].waits {
+			n.waits = true
 			q.startLocked(n)
 		}
 		if !held && !drafts[i].waits {

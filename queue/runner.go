@@ -108,7 +108,7 @@ func (q *Queue) take() (*waiter, time.Duration) {
 // where it is not to be tried for now.
 func (q *Queue) scheduleLocked(n *entry) {
 	next, ok := n.nextFree()
-	if !ok || n.held || n.hold != nil || n.ordered || n.trying >= mostOfItem || q.items[n.id] != n {
+	if !ok || n.held || n.hold != nil || n.ordered || n.waits || n.trying >= mostOfItem || q.items[n.id] != n {
 		q.due.remove(n)
 		return
 	}
