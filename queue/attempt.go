@@ -35,6 +35,7 @@ type trial struct {
 
 	// Guarded by mu.
 	fates map[int]fate // by recipient.index; of those that the trial still has
+	rest  []*group     // the last of groups, which are tried as others end: one item may have no more at once
 
 	// Behind entry.saving.
 	left  int      // groups whose attempts have not ended
@@ -42,10 +43,11 @@ type trial struct {
 	dsns  []string // items, not to be tried before what they tell is saved
 }
 
-// try makes an attempt for each group, side by side, and writes down what they bring.
-func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
-	t := &trial{Queue: q, n: n, groups: groups, random: rand.Float64(), fates: make(map[int]fate), left: len(groups)}
-	for _, g := range groups {
+// try makes an attempt for each group, side by side but for the rest, and writes down what they bring.
+func (q *Queue) try(ctx context.Context, n *entry, ready, rest []*group) {
+	t := &trial{Queue: q, n: n, groups: slices.Concat(ready, rest), rest: rest, random: rand.Float64(), fates: make(map[int]fate)}
+	t.left = len(t.groups)
+	for _, g := range t.groups {
 		for _, r := range g.recipients {
 			t.fates[r.index] = fateNone
 		}
@@ -56,16 +58,23 @@ func (q *Queue) try(ctx context.Context, n *entry, groups []*group) {
 		err = m.Check()
 	}
 	if err != nil {
-		t.unreadable(err)
+		t.unreadable(ready, err)
 		return
 	}
 	t.mark()
 	var others sync.WaitGroup
-	for _, g := range groups[1:] {
-		others.Go(func() { t.one(ctx, g, m) })
+	for _, g := range ready[1:] {
+		others.Go(func() { t.run(ctx, g, m) })
 	}
-	t.one(ctx, groups[0], m)
+	t.run(ctx, ready[0], m)
 	others.Wait()
+}
+
+// run makes the attempt for one group, and for others of the rest in its place.
+func (t *trial) run(ctx context.Context, g *group, m *spool.Message) {
+	for g != nil {
+		g = t.one(ctx, g, m)
+	}
 }
 
 // mark notes on disk that an attempt is under way. Not while another one saves what it has brought, as no longer being under way.
@@ -80,13 +89,15 @@ func (t *trial) mark() {
 	}
 }
 
-// one makes the attempt for one group, and writes down what it has brought; the last one ends the trial.
-func (t *trial) one(ctx context.Context, g *group, m *spool.Message) {
+// one makes the attempt for one group, and writes down what it has brought; the last one ends the trial. It gives the group that is tried in
+// its place; nil: none.
+func (t *trial) one(ctx context.Context, g *group, m *spool.Message) (next *group) {
 	if ctx.Err() == nil {
 		t.attempt(ctx, g, m)
 	}
 	t.n.saving.Lock()
 	t.tellRelayed(g, m)
+	next = t.next()
 	if t.left--; t.left > 0 {
 		t.part(g)
 	} else {
@@ -95,15 +106,45 @@ func (t *trial) one(ctx context.Context, g *group, m *spool.Message) {
 	t.giveBack(g)
 	t.n.saving.Unlock()
 	t.poke()
+	return next
+}
+
+// next gives the first of the rest that can be tried, as a group has ended. Those that wait for room leave the trial, and so do all where
+// other trials have what the item may have at once.
+func (t *trial) next() *group {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.items[t.n.id] != t.n {
+		return nil
+	}
+	now := t.o.Now()
+	t.running-- // what has ended
+	t.n.trying--
+	defer t.startLocked(t.n)
+	for len(t.rest) > 0 {
+		g := t.rest[0]
+		t.rest = t.rest[1:]
+		switch t.readyLocked(t.n, g, now) {
+		case isReady:
+			return g
+		case isTooMany:
+			g.backLocked()
+		}
+		for _, r := range g.recipients {
+			delete(t.fates, r.index)
+		}
+		t.left--
+	}
+	return nil
 }
 
 // unreadable sets a damaged item aside; where the disk does not read, it is tried later.
-func (t *trial) unreadable(err error) {
+func (t *trial) unreadable(ready []*group, err error) {
 	n := t.n
 	n.saving.Lock()
 	defer n.saving.Unlock()
 	if t.isGone() { // another trial has found that
-		t.giveBack(t.groups...)
+		t.giveBack(ready...)
 		return
 	}
 	event, damaged := "spool.unreadable", errors.Is(err, ErrDamaged)
@@ -115,17 +156,20 @@ func (t *trial) unreadable(err error) {
 	t.mu.Lock()
 	if damaged || errors.Is(err, spool.ErrNoSuch) {
 		delete(t.items, n.id)
+		for _, r := range n.open {
+			t.unstickLocked(r)
+		}
 	} else {
-		n.lastReply = err.Error()
 		for _, g := range t.groups {
 			for _, r := range g.recipients {
 				t.fates[r.index] = fateLater
 			}
 			t.freeLocked(g, t.o.Now(), func(*recipient) bool { return true })
 		}
+		n.lastReply, n.class = err.Error(), "" // newer than what a next hop has said
 	}
 	t.mu.Unlock()
-	t.giveBack(t.groups...)
+	t.giveBack(ready...)
 	t.poke()
 }
 

@@ -204,6 +204,22 @@ func TestOneDSNTellsOfAllThatAreTriedTogether(t *testing.T) {
 	})
 }
 
+// Also where more next hops refuse than one item is tried at together.
+func TestOneDSNTellsOfAllHoweverManyHopsRefuse(t *testing.T) {
+	bubble(t, nil, map[string]time.Duration{"b": time.Minute}, func(t *testing.T, q *testQueue) {
+		var to []string
+		for i := range 5 * mostOfItem {
+			to = append(to, fmt.Sprintf("no%d@b%d.test", i, i))
+		}
+		q.mustPut(t, false, draft("from@a.test", to...))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.DSNs != 1 || s.Failed != 5*mostOfItem {
+			t.Errorf("%+v, queue %+v", s, q.List())
+		}
+	})
+}
+
 // An item that goes to hundreds of slow next hops gets to all of them, and leaves room for others.
 func TestAnItemForVeryManyHopsLeavesRoomForOthers(t *testing.T) {
 	const hops = 300
@@ -342,6 +358,29 @@ func (l *onLine) Write(p []byte) (int, error) {
 		l.do()
 	}
 	return len(p), nil
+}
+
+// An item is set aside while another of its recipients waits for a next hop that is away: nothing is remembered of it.
+func TestWhatIsSetAsideWaitsForNoHop(t *testing.T) {
+	bubble(t, nil, map[string]time.Duration{"slow": 40 * time.Second}, func(t *testing.T, q *testQueue) {
+		serve := q.hop.serve
+		q.hop.set(func(a relay.Attempt) ([]relay.Result, error) {
+			if a.Transport.Name == "away.test" {
+				return outOfReach(a)
+			}
+			return serve(a)
+		})
+		q.mustPut(t, false, draft("from@a.test", "x@away.test", "later@slow.test"))
+		time.Sleep(80 * time.Second) // that at away.test had its second attempt, and the other had not
+		damage(t, q.o.Dir)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if len(q.items)+len(q.due)+len(q.stuck)+int(q.anyStuck.Load()) != 0 || len(q.hop.attempts()) != 3 {
+			t.Errorf("%d items, %d due, stuck %v, counted %d, %d attempts", len(q.items), len(q.due), q.stuck, q.anyStuck.Load(), len(q.hop.attempts()))
+		}
+	})
 }
 
 // damage changes the only message of a spool.

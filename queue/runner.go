@@ -44,8 +44,8 @@ func (q *Queue) Run(ctx context.Context) error {
 	for {
 		w, wait := q.take()
 		if w != nil {
-			if groups := q.reserve(w.n, q.plan(w)); len(groups) > 0 {
-				attempts.Go(func() { q.try(ctx, w.n, groups) })
+			if ready, rest := q.reserve(w.n, q.plan(w)); len(ready) > 0 {
+				attempts.Go(func() { q.try(ctx, w.n, ready, rest) })
 			}
 			if ctx.Err() == nil {
 				continue
@@ -163,10 +163,10 @@ func groupKey(t config.Transport, p mail.Path) (key, domain string) {
 	return t.Name + " " + strings.Join(t.Hosts, " "), ""
 }
 
-// reserve gives the groups that can be tried now, each with a slot; each of the others waits until there is room for it. A next hop that
-// is dead needs no room: what is for it is put off at once. What is more than one item may have at once is due again when one of those has
-// ended.
-func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
+// reserve gives the groups that can be tried now, each with a slot, and those that are when others of them have ended, as one item may have
+// no more at once; each of the others waits until there is room for it, or, where other trials have what the item may have, until one of
+// those has ended.
+func (q *Queue) reserve(n *entry, groups []*group) (ready, rest []*group) {
 	now := q.o.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -176,23 +176,51 @@ func (q *Queue) reserve(n *entry, groups []*group) (ready []*group) {
 		for _, r := range g.recipients {
 			g.number = max(g.number, r.attempts+1)
 		}
-		switch {
-		case g.key == "" || q.putOffLocked(g, n, now):
-		case n.trying >= mostOfItem:
-			for _, r := range g.recipients {
-				r.busy = false
-			}
-			continue
-		case !q.takeSlotLocked(g, now):
-			q.waitLocked(&waiter{n, g.recipients}, g.key)
-			continue
+		switch q.readyLocked(n, g, now) {
+		case isReady:
+			ready = append(ready, g)
+		case isTooMany:
+			rest = append(rest, g)
 		}
-		q.startLocked(n)
-		ready = append(ready, g)
+	}
+	if len(ready) == 0 {
+		for _, g := range rest {
+			g.backLocked()
+		}
 	}
 	q.idleLocked(n)
 	q.scheduleLocked(n)
-	return ready
+	return ready, rest
+}
+
+// What readyLocked says.
+type readiness int
+
+const (
+	isReady   readiness = iota // to be tried, and counted as that
+	isWaiting                  // there was no room: it waits for that
+	isTooMany                  // the item has as many attempts as it may
+)
+
+// readyLocked starts what can be tried now. A next hop that is dead needs no room: what is for it is put off at once.
+func (q *Queue) readyLocked(n *entry, g *group, now time.Time) readiness {
+	switch {
+	case g.key == "" || q.putOffLocked(g, n, now):
+	case n.trying >= mostOfItem:
+		return isTooMany
+	case !q.takeSlotLocked(g, now):
+		q.waitLocked(&waiter{n, g.recipients}, g.key)
+		return isWaiting
+	}
+	q.startLocked(n)
+	return isReady
+}
+
+// backLocked has those of a group be due again that were not tried.
+func (g *group) backLocked() {
+	for _, r := range g.recipients {
+		r.busy = false
+	}
 }
 
 // putOffLocked says whether a group is put off, since its next hop is dead. At the end of its life it is tried once more.

@@ -253,21 +253,21 @@ func (q *testQueue) runWithout(ctx context.Context, prefix string) {
 			timer.Stop()
 			continue
 		}
-		groups := q.reserve(w.n, q.plan(w))
-		if len(groups) == 0 {
+		ready, rest := q.reserve(w.n, q.plan(w))
+		if len(ready) == 0 {
 			continue
 		}
 		attempts.Go(func() {
 			if !strings.HasPrefix(w.n.id, prefix) {
-				q.try(ctx, w.n, groups)
+				q.try(ctx, w.n, ready, rest)
 				return
 			}
-			t := &trial{Queue: q.Queue, n: w.n, groups: groups, fates: map[int]fate{}}
-			_, _ = t.bring(ctx, groups[0], relay.Attempt{Transport: groups[0].transport})
+			t := &trial{Queue: q.Queue, n: w.n, groups: ready, fates: map[int]fate{}}
+			_, _ = t.bring(ctx, ready[0], relay.Attempt{Transport: ready[0].transport})
 			q.mu.Lock()
 			delete(q.items, w.n.id)
 			q.mu.Unlock()
-			t.giveBack(groups...)
+			t.giveBack(ready...)
 			q.poke()
 		})
 	}
