@@ -103,6 +103,7 @@ func (q *Queue) loadTold(about *mail.About) error {
 	if !changed {
 		return nil
 	}
+	q.scheduleLocked(n) // nobody else is there yet
 	return q.saveState(n.id, n.state(), false)
 }
 
