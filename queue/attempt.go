@@ -110,7 +110,7 @@ func (t *trial) one(ctx context.Context, g *group, m *spool.Message) (next *grou
 }
 
 // next gives the first of the rest that can be tried, as a group has ended. Those that wait for room leave the trial, and so do all where
-// other trials have what the item may have at once.
+// other trials have what the item may have at once, and nothing of this one goes on.
 func (t *trial) next() *group {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -123,13 +123,17 @@ func (t *trial) next() *group {
 	defer t.startLocked(t.n)
 	for len(t.rest) > 0 {
 		g := t.rest[0]
-		t.rest = t.rest[1:]
 		switch t.readyLocked(t.n, g, now) {
 		case isReady:
+			t.rest = t.rest[1:]
 			return g
 		case isTooMany:
-			g.backLocked()
+			if t.left-1 > len(t.rest) {
+				return nil
+			}
+			t.waitLocked(&waiter{t.n, g.recipients}, g.key)
 		}
+		t.rest = t.rest[1:]
 		for _, r := range g.recipients {
 			delete(t.fates, r.index)
 		}

@@ -253,6 +253,31 @@ func TestAnItemForVeryManyHopsLeavesRoomForOthers(t *testing.T) {
 	})
 }
 
+// Nor do a few of such items.
+func TestAFewItemsForVeryManyHopsLeaveRoomForOthers(t *testing.T) {
+	const items = 2 * defaultConcurrency / mostOfItem
+	bubble(t, nil, map[string]time.Duration{"slow": time.Hour}, func(t *testing.T, q *testQueue) {
+		for n := range items {
+			var to []string
+			for i := range mostOfItem {
+				to = append(to, fmt.Sprintf("no%d@slow%d.test", n*mostOfItem+i, n*mostOfItem+i))
+			}
+			q.mustPut(t, false, draft("from@a.test", to...))
+		}
+		synctest.Wait()
+		q.mustPut(t, false, draft("", "x@quick.test"))
+		synctest.Wait()
+		if s := q.Stats(); s.Sent != 1 {
+			t.Errorf("the other item waits: %+v", s)
+		}
+		time.Sleep(time.Hour * mostOfItem)
+		synctest.Wait()
+		if s := q.Stats(); len(q.List()) != 0 || s.Failed != items*mostOfItem || s.DSNs != items {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // Next hops that answer at the same moment: nothing that one of them has brought is overwritten by what another has. The state is large, so
 // that it takes its time to be written down.
 func TestWhatTwoHopsBringAtOnceIsBothOnDisk(t *testing.T) {

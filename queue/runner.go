@@ -67,7 +67,13 @@ func (q *Queue) Run(ctx context.Context) error {
 const maxWait = time.Minute
 
 // mostOfItem is how many attempts are made at once for one item: else one with hundreds of slow next hops would leave no room for others.
+// Where half of all room is taken it is one.
 const mostOfItem = 20
+
+// tooManyLocked says whether an item has as many attempts as it may have now.
+func (q *Queue) tooManyLocked(n *entry) bool {
+	return n.trying >= mostOfItem || n.trying > 0 && q.running >= q.o.Concurrency
+}
 
 // take gives what is due of an entry, to be given to reserve, or how long to wait for the next.
 func (q *Queue) take() (*waiter, time.Duration) {
@@ -164,8 +170,7 @@ func groupKey(t config.Transport, p mail.Path) (key, domain string) {
 }
 
 // reserve gives the groups that can be tried now, each with a slot, and those that are when others of them have ended, as one item may have
-// no more at once; each of the others waits until there is room for it, or, where other trials have what the item may have, until one of
-// those has ended.
+// no more at once; each of the others waits until there is room for it, as those do where other trials have what the item may have.
 func (q *Queue) reserve(n *entry, groups []*group) (ready, rest []*group) {
 	now := q.o.Now()
 	q.mu.Lock()
@@ -185,7 +190,7 @@ func (q *Queue) reserve(n *entry, groups []*group) (ready, rest []*group) {
 	}
 	if len(ready) == 0 {
 		for _, g := range rest {
-			g.backLocked()
+			q.waitLocked(&waiter{n, g.recipients}, g.key)
 		}
 	}
 	q.idleLocked(n)
@@ -206,7 +211,7 @@ const (
 func (q *Queue) readyLocked(n *entry, g *group, now time.Time) readiness {
 	switch {
 	case g.key == "" || q.putOffLocked(g, n, now):
-	case n.trying >= mostOfItem:
+	case q.tooManyLocked(n):
 		return isTooMany
 	case !q.takeSlotLocked(g, now):
 		q.waitLocked(&waiter{n, g.recipients}, g.key)
@@ -214,13 +219,6 @@ func (q *Queue) readyLocked(n *entry, g *group, now time.Time) readiness {
 	}
 	q.startLocked(n)
 	return isReady
-}
-
-// backLocked has those of a group be due again that were not tried.
-func (g *group) backLocked() {
-	for _, r := range g.recipients {
-		r.busy = false
-	}
 }
 
 // putOffLocked says whether a group is put off, since its next hop is dead. At the end of its life it is tried once more.

@@ -194,7 +194,15 @@ func (q *Queue) admitLocked() *waiter {
 			q.ring = append(q.ring, key)
 			continue
 		}
+		for i := 0; i < min(len(list), mostOfItem) && q.tooManyLocked(list[0].n); i++ { // the others do not wait for that item
+			list = append(list[1:], list[0])
+			q.waiting[key] = list
+		}
 		w := list[0]
+		if q.tooManyLocked(w.n) {
+			q.ring = append(q.ring, key)
+			continue
+		}
 		list[0] = nil
 		if list = list[1:]; len(list) == 0 {
 			delete(q.waiting, key)

@@ -322,6 +322,27 @@ func TestTheNextHopsOfWhatWaitsTakeTurns(t *testing.T) {
 	}
 }
 
+// With half of all room taken, an item that is being tried elsewhere waits behind the others for the same next hop, and has its turn then.
+func TestNobodyWaitsBehindAnItemThatHasEnough(t *testing.T) {
+	q := openTest(t, t.TempDir(), nil)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.running = q.o.Concurrency
+	busy := &entry{id: "busy", position: -1, trying: 1}
+	q.waitLocked(&waiter{n: busy}, "key")
+	q.waitLocked(&waiter{n: &entry{id: "other", position: -1}}, "key")
+	if w := q.admitLocked(); w == nil || w.n.id != "other" {
+		t.Errorf("got %+v", w)
+	}
+	if w := q.admitLocked(); w != nil {
+		t.Errorf("got %s", w.n.id)
+	}
+	busy.trying = 0
+	if w := q.admitLocked(); w == nil || w.n != busy || len(q.waiting)+len(q.inRing)+len(q.ring) != 0 {
+		t.Errorf("got %+v, left: %v, %v, %v", w, q.ring, q.waiting, q.inRing)
+	}
+}
+
 func TestALookThatIsNotMadeIsAnothers(t *testing.T) {
 	q := openTest(t, t.TempDir(), nil)
 	q.mu.Lock()
