@@ -85,7 +85,9 @@ func TestAConnectionForBulkIsKeptWhileItIsWeighed(t *testing.T) {
 // Over a line where a block takes longer than anybody waits for a stream, the connection is weighed by it all the same, and is there for
 // the next try.
 func TestAThinLineIsWeighedByOneBlock(t *testing.T) {
-	p := pairBy(t, config.TunnelSSH)
+	timing := quick()
+	timing.surplus = time.Second // less than three blocks take, and long enough to look at what was weighed
+	p := pairWith(t, config.TunnelSSH, timing)
 	beside, err := p.a.session(t.Context(), 2)
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@
 package mta
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -76,7 +77,11 @@ func write(t testing.TB, path, text string) {
 // run runs a program to its end and gives what it printed.
 func run(t testing.TB, program string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(program, args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also in a cleanup
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.WaitDelay = time.Second // what it has started holds its output
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
 	}

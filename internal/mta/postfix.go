@@ -89,8 +89,30 @@ func PostfixFiles(dir, addr, next string, settings ...string) (map[string]string
 	if len(dirs) != 2 {
 		return nil, fmt.Errorf("directories of Postfix: %q, want two", own)
 	}
-	main := fmt.Sprintf(postfixMain, dir, dirs[0], dirs[1], host, port) + strings.Join(settings, "\n") + "\n"
+	main := without(fmt.Sprintf(postfixMain, dir, dirs[0], dirs[1], host, port), settings) + strings.Join(settings, "\n") + "\n"
 	return map[string]string{"main.cf": main, "master.cf": fmt.Sprintf(postfixMaster, addr)}, nil
+}
+
+// without leaves out the lines of main.cf that settings replace. Each process warns of one that stands there twice, and postlogd waits for
+// itself when what it would log of that does not fit into its own socket.
+func without(main string, settings []string) string {
+	replaced := make(map[string]bool)
+	for line := range strings.Lines(strings.Join(settings, "\n")) {
+		replaced[nameOf(line)] = true
+	}
+	var b strings.Builder
+	for line := range strings.Lines(main) {
+		if !replaced[nameOf(line)] {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// nameOf gives the name of a line of main.cf, which is a setting.
+func nameOf(line string) string {
+	name, _, _ := strings.Cut(line, "=")
+	return strings.TrimSpace(name)
 }
 
 // StartPostfix starts an instance that takes mail for anybody and relays all of it to next, host:port. settings are further lines of
